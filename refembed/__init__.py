@@ -1,0 +1,13 @@
+"""EmbeddingGemma that you can read, check and run.
+
+    model = refembed.load("google/embeddinggemma-300m")
+    vectors = model.encode_document(["Mars is often called the Red Planet."])
+
+refembed.reference is the model's specification in NumPy; the rest makes it usable.
+"""
+
+from .embedder import Embedder, load, similarity
+from .errors import RefembedError
+
+__version__ = "0.1.0"
+__all__ = ["Embedder", "RefembedError", "load", "similarity"]

@@ -1,0 +1,113 @@
+"""What a backend is, and how one is found: the entry-point group refembed.backends.
+
+A third party adds one by naming a Backend object in that group; nothing here knows the backends by name.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from .checkpoint import Checkpoint
+from .errors import RefembedError
+
+GROUP = "refembed.backends"
+
+
+class Encoder(Protocol):
+    """A loaded model: token ids in, unit vectors out.
+
+    precision   what it computes in
+    threads     how many threads it computes with
+    """
+
+    precision: str
+    threads: int
+
+    def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The embedding of each id array (tokens_i,), in order: (texts, dimensions) float32."""
+
+    def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The named intermediate tensors of one text, in the order of computation; names in spec/tensors.md."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A way to run the model.
+
+    name         as users write it
+    priority     the runnable backend of highest priority is taken where none is named; below 0: only when named
+    precisions   what it computes in, the default first
+    """
+
+    name: str
+    priority: int
+    precisions: tuple[str, ...]
+
+    def why_not(self) -> str | None:
+        """None where it can run here, else the reason in words and what to do about it."""
+
+    def load(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> Encoder:
+        """Get the checkpoint ready to encode. threads=None leaves the number to the backend."""
+
+
+class Found(NamedTuple):
+    """One registered backend, or why it could not be had."""
+
+    name: str
+    backend: Backend | None
+    why_not: str | None
+
+
+def find_backends() -> list[Found]:
+    """Every registered backend by name, best first, with the reason where it cannot run."""
+    found = [open_backend(point.name, point) for point in entry_points(group=GROUP)]
+    return sorted(found, key=lambda one: (-(one.backend.priority if one.backend else -1), one.name))
+
+
+def open_backend(name: str, point: Any) -> Found:
+    """Import one entry point; a broken one is reported, and harms no other."""
+    try:
+        backend = point.load()
+    except Exception as error:
+        return Found(name, None, f"cannot be imported: {type(error).__name__}: {error}")
+    if not isinstance(backend, Backend):
+        return Found(name, None, f"{point.value} is no refembed backend")
+    return Found(name, backend, backend.why_not())
+
+
+def choose_backend(name: str | None) -> tuple[Backend, str]:
+    """The backend of this name, or the best that can run, and why it was taken.
+
+    Raises RefembedError: never another backend than the one named.
+    """
+    found = find_backends()
+    if name is None:
+        passed_over = []
+        for one in found:
+            if one.backend and one.backend.priority >= 0 and not one.why_not:
+                return one.backend, "; ".join(["the best that can run here", *passed_over])
+            if one.backend is None or one.backend.priority >= 0:
+                passed_over.append(f"{one.name}: {one.why_not}")
+        raise RefembedError("backend-cannot-run", f"no backend can run here: {'; '.join(passed_over) or 'none is installed'}")
+    for one in found:
+        if one.name == name:
+            if one.backend is None:
+                raise RefembedError("backend-broken", f"backend {name} {one.why_not}")
+            if one.why_not:
+                raise RefembedError("backend-cannot-run", f"backend {name} cannot run here: {one.why_not}")
+            return one.backend, "it was named"
+    known = ", ".join(one.name for one in found) or "none"
+    raise RefembedError("backend-unknown", f"no backend {name!r}; installed: {known}")
+
+
+def choose_precision(backend: Backend, precision: str | None) -> str:
+    """The precision asked for, or the backend's default; never another."""
+    if precision is None:
+        return backend.precisions[0]
+    if precision not in backend.precisions:
+        raise RefembedError(
+            "precision-unknown", f"backend {backend.name} computes in {', '.join(backend.precisions)}, not in {precision!r}"
+        )
+    return precision

@@ -1,0 +1,127 @@
+"""A model folder in the Hugging Face layout: config, prompts, and parameters mapped from disk."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import DTypeLike
+
+from .config_file import check_modules, read_config, read_prompts
+from .errors import RefembedError
+from .reference import Config, parameter_shapes
+from .stored import StoredRows, StoredTensor, open_tensors
+
+WEIGHTS = "model.safetensors"
+DENSE = ("2_Dense", "3_Dense")
+TOKENIZER = "tokenizer.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TABLE = "embed_tokens.weight"
+# what a checkpoint folder is made of: all that is fetched from the hub, and nothing that could run
+FILES = (
+    "config.json",
+    WEIGHTS,
+    TOKENIZER,
+    "tokenizer_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    *(f"{folder}/{name}" for folder in DENSE for name in ("config.json", WEIGHTS)),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened folder. Nothing of the weights is in memory until parameters() is used.
+
+    config    the reference's Config
+    tensors   the checkpoint's tensor names -> tensors still on disk
+    prompts   the prompts that config_sentence_transformers.json names
+    """
+
+    folder: Path
+    config: Config
+    tensors: Mapping[str, StoredTensor]
+    prompts: Mapping[str, str]
+
+    def parameters(self, dtype: DTypeLike) -> dict[str, Any]:
+        """What the reference computes with: every parameter by name, the embedding table read row by row.
+
+        dtype    float32 (files in float32 stay mapped, uncopied) or float64
+
+        Raises RefembedError where a layer or a dense matrix holds NaN or infinity.
+        """
+        parameters: dict[str, Any] = {
+            name: tensor.load(dtype) for name, tensor in self.tensors.items() if name != TABLE
+        }
+        return parameters | {TABLE: StoredRows(self.tensors[TABLE], dtype)}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 that names the model: its config's meaning, its three weight files, its tokenizer. Reads them all."""
+        parts = [json.dumps(asdict(self.config), sort_keys=True)]
+        for name in (WEIGHTS, *(f"{folder}/{WEIGHTS}" for folder in DENSE), TOKENIZER):
+            with (self.folder / name).open("rb") as handle:
+                parts.append(f"{name} {hashlib.file_digest(handle, 'sha256').hexdigest()}")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open and check a model folder.
+
+    Raises RefembedError with one line that names the file or tensor, what was found and what is needed.
+    """
+    if not folder.is_dir():
+        raise RefembedError("folder-missing", f"{folder} is not a folder; give a model folder or a hub id like org/name")
+    refuse_other_weights(folder)
+    check_modules(folder)
+    dense = {}
+    for name in DENSE:
+        if not (folder / name / WEIGHTS).exists():
+            raise RefembedError(
+                "dense-missing", f"{folder / name / WEIGHTS} is not there; without both dense matrices every vector is wrong"
+            )
+        tensors = open_tensors(folder / name / WEIGHTS)
+        if set(tensors) != {"linear.weight"} or tensors["linear.weight"].stored.ndim != 2:
+            found = {key: tensor.stored.shape for key, tensor in tensors.items()}
+            raise RefembedError("dense-unsupported", f"{folder / name / WEIGHTS} holds {found}; one matrix linear.weight needed")
+        dense[f"{name}.linear.weight"] = tensors["linear.weight"]
+    rows = [tensor.stored.shape[0] for tensor in dense.values()]
+    config = read_config(folder, dense=rows[0], dimensions=rows[1])
+    tensors = open_tensors(folder / WEIGHTS) | dense
+    check_shapes(folder / WEIGHTS, tensors, config)
+    return Checkpoint(folder, config, tensors, read_prompts(folder))
+
+
+def refuse_other_weights(folder: Path) -> None:
+    """Without model.safetensors, say what stands in its place."""
+    if (folder / WEIGHTS).exists():
+        return
+    if (folder / f"{WEIGHTS}.index.json").exists():
+        raise RefembedError("weights-sharded", f"{folder}: the weights are split into shards; save them as one {WEIGHTS}")
+    pickles = [file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))]
+    if pickles:
+        raise RefembedError(
+            "weights-pickle", f"{folder / pickles[0]} is a pickle, which can run code, and is not read; convert it to {WEIGHTS}"
+        )
+    raise RefembedError("file-missing", f"{folder / WEIGHTS} is not there; a checkpoint folder needs it")
+
+
+def check_shapes(file: Path, tensors: Mapping[str, StoredTensor], config: Config) -> None:
+    """Exactly the parameters the config calls for, each of its shape."""
+    needed = parameter_shapes(config)
+    for name, shape in needed.items():
+        if name not in tensors:
+            raise RefembedError("tensor-missing", f"{file}: {name} is missing, shape {shape} needed")
+        found = tensors[name].stored.shape
+        if found != shape:
+            raise RefembedError("tensor-shape", f"{tensors[name].file}: {name} has shape {found}, {shape} needed")
+    extra = sorted(set(tensors) - set(needed))
+    if extra:
+        raise RefembedError(
+            "tensor-unexpected", f"{file}: {extra[0]} is not part of EmbeddingGemma ({len(extra)} such tensors)"
+        )

@@ -1,0 +1,230 @@
+"""Texts to vectors: prompts, tokens, cutting, a backend."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .backend import Backend, Encoder, choose_backend, choose_precision
+from .checkpoint import TOKENIZER, Checkpoint, open_checkpoint
+from .errors import RefembedError
+from .hub import find_folder
+from .progress import Progress
+from .prompts import prefixes
+from .reference import truncate
+from .tokenizer import Tokenizer
+
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
+TOKENS_AT_ONCE = 16_384  # handed to a backend in one call, so that memory does not grow with the number of texts
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a loaded model is, for logs and reports.
+
+    model        the folder or hub id it was loaded by
+    digest       SHA-256 that names the weights, config and tokenizer
+    backend      its name; why: why this one; precision and threads: what it computes in and with
+    dimensions   numbers in an embedding; context: most tokens in a text
+    """
+
+    model: str
+    digest: str
+    backend: str
+    why: str
+    precision: str
+    threads: int
+    dimensions: int
+    context: int
+
+
+class Embedder:
+    """A loaded model. Made by refembed.load; names follow sentence-transformers where it has the thing."""
+
+    def __init__(
+        self, name: str, checkpoint: Checkpoint, tokenizer: Tokenizer, backend: Backend, encoder: Encoder, why: str
+    ) -> None:
+        self.name, self.checkpoint, self.tokenizer = name, checkpoint, tokenizer
+        self.backend, self.encoder, self.why = backend, encoder, why
+        self.config = checkpoint.config
+
+    @cached_property
+    def info(self) -> Info:
+        """What this model is. The first look reads every weight once, for the digest."""
+        return Info(
+            model=self.name,
+            digest=self.checkpoint.digest,
+            backend=self.backend.name,
+            why=self.why,
+            precision=self.encoder.precision,
+            threads=self.encoder.threads,
+            dimensions=self.config.dimensions,
+            context=self.config.context,
+        )
+
+    def __repr__(self) -> str:
+        return f"<refembed.Embedder {self.name} backend={self.backend.name} precision={self.encoder.precision}>"
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        task: str | None = "document",
+        prompt: str | None = None,
+        titles: Sequence[str | None] | str | None = None,
+        dimensions: int | None = None,
+        on_long: str = "cut",
+        show_progress: bool = False,
+    ) -> Vectors:
+        """The embedding of each text, in the order given.
+
+        texts           one text, or a sequence of them
+        task            whose prompt goes before each text: "document", "query", "clustering" ..., or one of MTEB's task
+                        types; case does not matter; None for no prompt
+        prompt          your own words before each text, in place of a task's
+        titles          one for each text, for documents only; None where a text has none
+        dimensions      keep the first numbers only, and unit length: 512, 256 and 128 were trained for 768
+        on_long         "cut" a text beyond the context at its end, keeping EOS, with one warning; or "error"
+        show_progress   a line on standard error, where that is a terminal
+        returns         (texts, dimensions) float32, each row of unit length; (dimensions,) for one text
+
+        Raises RefembedError; .index says which text is at fault.
+        """
+        if isinstance(texts, str):
+            titles = [titles] if isinstance(titles, str) else titles
+            return self.encode(
+                [texts], task=task, prompt=prompt, titles=titles, dimensions=dimensions, on_long=on_long
+            )[0]
+        kept = self.check_dimensions(dimensions)
+        batch = self.cut(self.tokenize(texts, task=task, prompt=prompt, titles=titles), on_long)
+        return self.encode_tokens(batch, kept, show_progress)
+
+    def encode_query(self, texts: str | Sequence[str], **options: Any) -> Vectors:
+        """encode() with the prompt for search queries."""
+        return self.encode(texts, **{"task": "query", **options})
+
+    def encode_document(self, texts: str | Sequence[str], **options: Any) -> Vectors:
+        """encode() with the prompt for documents to be found; takes titles."""
+        return self.encode(texts, **{"task": "document", **options})
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = "document",
+        prompt: str | None = None,
+        titles: Sequence[str | None] | str | None = None,
+    ) -> list[NDArray[Any]]:
+        """The ids of each text with its prompt, BOS and EOS: (tokens_i,) int64, uncut."""
+        texts = check_texts(texts)
+        before = prefixes(len(texts), task, prompt, titles, self.checkpoint.prompts)
+        return self.tokenizer([prefix + text for prefix, text in zip(before, texts, strict=True)])
+
+    def cut(self, batch: list[NDArray[Any]], on_long: str = "cut") -> list[NDArray[Any]]:
+        """Shorten what is longer than the context, keeping EOS, with one warning that counts."""
+        if on_long not in ("cut", "error"):
+            raise RefembedError("option-on-long", f"on_long is {on_long!r}, 'cut' or 'error' needed")
+        context = self.config.context
+        long = [index for index, ids in enumerate(batch) if len(ids) > context]
+        if long and on_long == "error":
+            raise RefembedError(
+                "text-too-long", f"text {long[0]} has {len(batch[long[0]])} tokens, at most {context} fit", long[0]
+            )
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=3
+            )
+        return [np.append(ids[: context - 1], ids[-1]) if len(ids) > context else ids for ids in batch]
+
+    def encode_tokens(self, batch: Sequence[NDArray[Any]], dimensions: int, show_progress: bool = False) -> Vectors:
+        """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order."""
+        vectors = np.empty((len(batch), dimensions), np.float32)
+        with Progress(len(batch), show_progress) as progress:
+            for indices in schedule([len(ids) for ids in batch]):
+                found = self.encoder.encode([batch[index] for index in indices])
+                vectors[indices] = found if dimensions == self.config.dimensions else truncate(found, dimensions)
+                progress.add(len(indices))
+        return vectors
+
+    def check_dimensions(self, dimensions: int | None) -> int:
+        """The number of dimensions to keep: all where None."""
+        most = self.config.dimensions
+        if dimensions is None:
+            return most
+        if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= most:
+            raise RefembedError("option-dimensions", f"dimensions is {dimensions!r}, a whole number from 1 to {most} needed")
+        return int(dimensions)
+
+    def similarity(self, first: ArrayLike, second: ArrayLike) -> Vectors:
+        """The cosine of every pair of vectors.
+
+        first    (n, d) or (d,)
+        second   (m, d) or (d,)
+        returns  (n, m) float32
+        """
+        return similarity(first, second)
+
+
+def similarity(first: ArrayLike, second: ArrayLike) -> Vectors:
+    """The cosine of every pair: (n, d) and (m, d) give (n, m); a single vector counts as one row."""
+    tables = [np.atleast_2d(np.asarray(table)) for table in (first, second)]
+    if any(table.ndim != 2 or table.dtype.kind != "f" for table in tables) or tables[0].shape[1] != tables[1].shape[1]:
+        shapes = " and ".join(f"{table.shape} {table.dtype}" for table in tables)
+        raise RefembedError("vectors-invalid", f"similarity of {shapes}: two tables of floats with rows of one length needed")
+    unit = [table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12) for table in tables]
+    return (unit[0] @ unit[1].T).astype(np.float32)
+
+
+def check_texts(texts: object) -> list[str]:
+    """Any sequence of texts as a list; the tokenizer checks each."""
+    if isinstance(texts, bytes | dict) or not hasattr(texts, "__iter__"):
+        raise RefembedError("text-type", f"texts is {type(texts).__name__}, a string or a sequence of strings needed")
+    return list(texts)
+
+
+def schedule(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups, longest texts first, each group at most TOKENS_AT_ONCE tokens (or one text)."""
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if lengths[index] > room:
+            groups.append([])
+            room = TOKENS_AT_ONCE
+        groups[-1].append(index)
+        room -= lengths[index]
+    return groups
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    backend: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+) -> Embedder:
+    """Load a model.
+
+    model       a folder in the Hugging Face layout, a hub id ("google/embeddinggemma-300m"), or nothing for the small
+                model that comes with refembed
+    backend     by name, or nothing for the best that can run here; a named one that cannot is an error
+    precision   what to compute in, one of the backend's own; its default where not given
+    threads     how many threads to compute with; the backend's choice where not given
+    revision    of a hub id: a branch, tag or commit
+
+    Raises RefembedError with one line that says what is wrong and what to do.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise RefembedError("option-threads", f"threads is {threads!r}, a whole number of at least 1 needed")
+    chosen, why = choose_backend(backend)
+    precision = choose_precision(chosen, precision)
+    checkpoint = open_checkpoint(DEFAULT_MODEL if model is None else find_folder(model, revision))
+    tokenizer = Tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)  # before the weights: its peak is its own
+    encoder = chosen.load(checkpoint, precision, threads)
+    return Embedder("default" if model is None else str(model), checkpoint, tokenizer, chosen, encoder, why)

@@ -1,0 +1,90 @@
+"""Every way refembed says no: one exception type, and a table of the ids it carries."""
+
+# id -> what it means. An id is never reused; the message beside it names the thing, what was found and what to do.
+ERRORS = {
+    # the folder
+    "folder-missing": "the model folder does not exist, or is no folder",
+    "file-missing": "a file the checkpoint needs is not there",
+    "file-unreadable": "a file cannot be opened or read",
+    "file-too-large": "a JSON file is larger than any real one",
+    "weights-pickle": "the weights are a pickle, which could run code",
+    "weights-sharded": "the weights are split over several files",
+    "json-invalid": "a file is not UTF-8 JSON",
+    "json-not-object": "a JSON file holds something else than an object or list as needed",
+    # config.json
+    "config-model-type": "the model is of another kind",
+    "config-causal": "the model is a causal Gemma 3, not the bidirectional encoder",
+    "config-missing": "a key is missing",
+    "config-type": "a value is of the wrong type",
+    "config-range": "a number cannot be right",
+    "config-unsupported": "a setting that EmbeddingGemma does not have",
+    "config-layer-types": "layer_types does not describe the layers",
+    "config-heads": "the head counts do not fit each other",
+    # the sentence-transformers files
+    "modules-unsupported": "modules.json is not transformer, pooling, dense, dense, normalize",
+    "pooling-unsupported": "the pooling is not one this model family has",
+    "dense-unsupported": "a dense module has a bias, an activation or another shape",
+    "prompts-invalid": "config_sentence_transformers.json has prompts that are not text",
+    # tensors
+    "dense-missing": "the dense matrices are not in the folder",
+    "tensors-invalid": "not a safetensors file, or a damaged one",
+    "tensors-truncated": "a safetensors file that ends too early or late",
+    "tensor-missing": "a parameter is not in the file",
+    "tensor-unexpected": "the file has a tensor the model does not use",
+    "tensor-shape": "a parameter has another shape than the config says",
+    "tensor-dtype": "a parameter is stored in a type that is not read",
+    "tensor-not-finite": "a parameter holds NaN or infinity",
+    # the tokenizer
+    "tokenizer-invalid": "tokenizer.json is not a tokenizer",
+    "tokenizer-special": "BOS or EOS is not in the tokenizer at the id that config.json gives",
+    "tokenizer-vocabulary": "the tokenizer gives ids the embedding table does not have",
+    # the hub
+    "hub-name": "neither a folder nor a hub id",
+    "hub-access": "the licence has not been accepted, or the token is missing",
+    "hub-not-found": "the hub has no such model or revision",
+    "hub-offline": "not in the cache, and the hub is not to be asked",
+    "hub-unreachable": "the hub cannot be reached",
+    # texts
+    "text-type": "a text is not a string",
+    "text-encoding": "a text is not valid Unicode",
+    "text-token": "a text spells a token the model has no vector for",
+    "text-too-long": "a text is longer than the context, and cutting was refused",
+    "titles-invalid": "titles are not one for each text, or not text",
+    # options
+    "option-task": "no task of this name",
+    "option-prompt": "task and prompt, or titles and another prompt, exclude each other",
+    "option-dimensions": "not a number of dimensions this model can give",
+    "option-on-long": "on_long is neither cut nor error",
+    "option-threads": "the number of threads cannot be used",
+    "option-format": "the output format cannot be used here",
+    "option-input": "the command needs texts, from arguments or from one file",
+    "option-k": "the number of results is not at least 1",
+    "vectors-invalid": "similarity needs two tables of vectors of one length",
+    # backends
+    "backend-unknown": "no backend of this name",
+    "backend-cannot-run": "the backend cannot run here",
+    "backend-broken": "the backend's entry point cannot be imported, or is no backend",
+    "precision-unknown": "the backend does not compute at this precision",
+    # text files and output
+    "input-missing": "the input file does not exist or cannot be read",
+    "input-format": "the input file's ending is not known",
+    "line-encoding": "a line is not valid UTF-8",
+    "line-json": "a line is not a JSON object",
+    "line-field": "a line has no text in the named field",
+    "output-unwritable": "the output cannot be written",
+}
+
+
+class RefembedError(ValueError):
+    """What refembed raises for bad input.
+
+    id       a key of ERRORS, for programs
+    message  one line for people: what is wrong, what was found, what to do
+    index    the place of the text at fault, where there is one
+    """
+
+    def __init__(self, id: str, message: str, index: int | None = None) -> None:
+        assert id in ERRORS, id
+        super().__init__(message)
+        self.id = id
+        self.index = index

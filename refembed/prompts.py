@@ -1,0 +1,78 @@
+"""The model was trained with a task in front of every text. This table is the one place that says which."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from .errors import RefembedError
+
+UNTITLED = "none"
+DOCUMENT = "title: {title} | text: "
+
+# task -> what stands before the text (model card)
+PROMPTS = {
+    "query": "task: search result | query: ",
+    "document": DOCUMENT.format(title=UNTITLED),
+    "question answering": "task: question answering | query: ",
+    "fact checking": "task: fact checking | query: ",
+    "classification": "task: classification | query: ",
+    "clustering": "task: clustering | query: ",
+    "sentence similarity": "task: sentence similarity | query: ",
+    "code retrieval": "task: code retrieval | query: ",
+    "summarization": "task: summarization | query: ",
+}
+# other names for the same tasks: the words in the prompts, and MTEB's task types as the checkpoint maps them
+ALIASES = {
+    "search result": "query",
+    "Retrieval-query": "query",
+    "Retrieval": "query",
+    "Reranking": "query",
+    "BitextMining": "query",
+    "Retrieval-document": "document",
+    "InstructionRetrieval": "code retrieval",
+    "PairClassification": "sentence similarity",
+    "STS": "sentence similarity",
+    "MultilabelClassification": "classification",
+}
+
+
+def plain(name: str) -> str:
+    """A task's name without case, spaces, hyphens and underscores."""
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def prompt_of(task: str, own: Mapping[str, str]) -> str:
+    """The prompt of a task by any of its names.
+
+    own      the checkpoint's own prompts, which come first
+    """
+    table = PROMPTS | {alias: PROMPTS[task] for alias, task in ALIASES.items()} | dict(own)
+    found = {plain(name): prompt for name, prompt in table.items()}
+    if not isinstance(task, str) or plain(task) not in found:
+        raise RefembedError("option-task", f"no task {task!r}; the tasks are {', '.join(PROMPTS)}")
+    return found[plain(task)]
+
+
+def prefixes(
+    count: int,
+    task: str | None,
+    prompt: str | None,
+    titles: Sequence[str | None] | None,
+    own: Mapping[str, str],
+) -> list[str]:
+    """What to put before each of `count` texts. Without titles it is the same for all.
+
+    titles   one for each text; None or "" is a document without a title
+    """
+    if prompt is not None and not isinstance(prompt, str):
+        raise RefembedError("option-prompt", f"prompt is {type(prompt).__name__}, a text is needed")
+    before = prompt if prompt is not None else "" if task is None else prompt_of(task, own)
+    if titles is None:
+        return [before] * count
+    if before != PROMPTS["document"]:
+        raise RefembedError("option-prompt", f"titles go with the document prompt only, not with {before!r}")
+    if isinstance(titles, str) or len(titles) != count:
+        raise RefembedError("titles-invalid", f"{len(titles)} titles for {count} texts; give one each, None where there is none")
+    for index, title in enumerate(titles):
+        if not isinstance(title, str | None):
+            raise RefembedError("titles-invalid", f"title {index} is {type(title).__name__}, not a text", index)
+    return [DOCUMENT.format(title=title or UNTITLED) for title in titles]

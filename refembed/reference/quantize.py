@@ -1,0 +1,162 @@
+"""The three quantised weight forms: symmetric whole numbers with one 16-bit scale a block, or one a row.
+
+Source: QNT-1 to QNT-5. The paper names the forms (int8 per block, int4 per block, and mixed per channel) and nothing
+more; block size, scale and rounding are our choice, said here and in spec/quantisation.md.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .trace import Array
+
+BLOCK = 32
+
+
+class Grid(NamedTuple):
+    """How a matrix is quantised: bits a number, and how many neighbours of a row share a scale (None: the row)."""
+
+    bits: int
+    block: int | None
+
+
+class Quantized(NamedTuple):
+    """A matrix as whole numbers and scales: weight = level * scale."""
+
+    levels: Array  # (rows, columns) int8
+    scales: Array  # (rows, columns/block) float16
+
+
+INT8_BLOCK, INT4_BLOCK = Grid(8, BLOCK), Grid(4, BLOCK)
+INT8_ROW, INT4_ROW = Grid(8, None), Grid(4, None)
+FORMS = ("int8-block", "int4-block", "mixed-channel")
+
+
+def grid_of(form: str, name: str) -> Grid | None:
+    """How a form stores the parameter of this name; None for norm weights, which stay float.
+
+    form     one of FORMS
+    name     a checkpoint's tensor name
+
+    Source: QNT-1. Mixed is 8 bits for attention, 4 for embedding, feed-forward and projection, one scale a row.
+    """
+    if name.endswith("norm.weight"):
+        return None
+    mixed = INT8_ROW if ".self_attn." in name else INT4_ROW
+    return {"int8-block": INT8_BLOCK, "int4-block": INT4_BLOCK, "mixed-channel": mixed}[form]
+
+
+def largest_level(bits: int) -> int:
+    """127 for 8 bits and 7 for 4: the same on both sides of zero."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def blocks_of(weight: Array, block: int | None) -> Array:
+    """A matrix seen as blocks of neighbours within each row.
+
+    weight   (rows, columns)
+    returns  (rows, columns/n, n)  a view where it can be
+
+    Raises ValueError where a row is not a whole number of blocks.
+    """
+    rows, columns = weight.shape
+    size = block or columns
+    if columns % size:
+        raise ValueError(f"rows of {columns} numbers are not whole blocks of {size}")
+    return weight.reshape(rows, columns // size, size)
+
+
+def block_scales(weight: Array, grid: Grid) -> Array:
+    """The step of each block: its largest magnitude over the largest level, rounded up to a float16.
+
+    weight   (rows, columns)
+    returns  (rows, columns/block) float16; 0 for a block of zeros
+
+    Source: QNT-2. Rounded up, so that no number lies beyond the last level and every error is at most half a step, in
+    float16's subnormal range too. Raises ValueError where a step would pass 65,504 or is not a number.
+    """
+    step = np.max(np.abs(blocks_of(weight, grid.block)), axis=-1) / largest_level(grid.bits)  # (rows, blocks)
+    if not np.all(step <= np.finfo(np.float16).max):
+        raise ValueError("a weight is not finite or too large for a float16 scale")
+    nearest = step.astype(np.float16)  # (rows, blocks)
+    return np.where(nearest < step, np.nextafter(nearest, np.float16(np.inf)), nearest)  # (rows, blocks)
+
+
+def quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Quantized:
+    """The nearest level of every number, ties to the even one.
+
+    weight   (rows, columns)         float32 or float64
+    scales   (rows, columns/block)   float16; block_scales(weight, grid) where not given
+    returns  levels (rows, columns) int8, scales (rows, columns/block) float16
+
+    Source: QNT-3. With scales of one's own, numbers beyond the last level are cut to it.
+    """
+    if scales is None:
+        scales = block_scales(weight, grid)  # (rows, blocks)
+    step = np.where(scales > 0, scales, 1).astype(weight.dtype)[..., None]  # (rows, blocks, 1)
+    limit = largest_level(grid.bits)
+    levels = np.clip(np.rint(blocks_of(weight, grid.block) / step), -limit, limit)  # (rows, blocks, block)
+    levels = np.where(scales[..., None] > 0, levels, 0)  # (rows, blocks, block)
+    return Quantized(levels.reshape(weight.shape).astype(np.int8), scales)
+
+
+def dequantize(quantized: Quantized, dtype: type = np.float32) -> Array:
+    """Level times scale: exact in float32, whose 24 bits hold the 7 of a level and the 11 of a scale.
+
+    returns  (rows, columns)
+
+    Source: QNT-4.
+    """
+    rows, columns = quantized.levels.shape
+    blocks = quantized.levels.reshape(rows, quantized.scales.shape[1], -1).astype(dtype)  # (rows, blocks, block)
+    return (blocks * quantized.scales.astype(dtype)[..., None]).reshape(rows, columns)  # (rows, columns)
+
+
+def fake_quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Array:
+    """What is left of a float matrix after quantising: the forward pass of quantisation-aware training.
+
+    weight   (rows, columns)
+    returns  (rows, columns)  in weight's float type
+    """
+    return dequantize(quantize(weight, grid, scales), weight.dtype.type)  # (rows, columns)
+
+
+def fake_quantize_gradient(upstream: Array, weight: Array, grid: Grid, scales: Array | None = None) -> Array:
+    """The straight-through gradient of fake_quantize with respect to weight.
+
+    upstream  (rows, columns)  the gradient with respect to fake_quantize's result
+    returns   (rows, columns)
+
+    Source: QNT-5, Bengio et al. 2013. Rounding counts as the identity; a number cut to the last level gets nothing.
+    With scales taken from the weight itself nothing is cut, and the gradient passes whole.
+    """
+    if scales is None:
+        return upstream  # (rows, columns)
+    blocks = np.abs(blocks_of(weight, grid.block))  # (rows, blocks, block)
+    inside = blocks <= (largest_level(grid.bits) + 0.5) * scales.astype(weight.dtype)[..., None]  # (rows, blocks, block)
+    return np.where(inside.reshape(weight.shape), upstream, 0)  # (rows, columns)
+
+
+def pack_int4(levels: Array) -> Array:
+    """Two 4-bit numbers in a byte: the even column in the low half, two's complement.
+
+    levels   (..., n)  int8 from -8 to 7, n even
+    returns  (..., n/2)  uint8
+
+    Source: QNT-6.
+    """
+    halves = levels.astype(np.uint8) & 0x0F  # (..., n)
+    return halves[..., 0::2] | halves[..., 1::2] << 4  # (..., n/2)
+
+
+def unpack_int4(packed: Array) -> Array:
+    """The 4-bit numbers of each byte, low half first.
+
+    packed   (..., n)  uint8
+    returns  (..., 2*n)  int8 from -8 to 7
+
+    Source: QNT-6.
+    """
+    halves = np.stack([packed & 0x0F, packed >> 4], axis=-1).astype(np.int8)  # (..., n, 2)
+    signed = np.where(halves > 7, halves - 16, halves).astype(np.int8)  # (..., n, 2)
+    return signed.reshape(*packed.shape[:-1], -1)  # (..., 2*n)

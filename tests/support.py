@@ -1,0 +1,115 @@
+"""Small models for tests: random parameters of any config, and the folder a checkpoint of it would be."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from refembed.reference import FULL, SLIDING, Config, parameter_shapes
+
+# Both kinds of layer, every size different from every other, and a window shorter than most texts.
+SMALL = Config(
+    vocabulary=160,
+    width=48,
+    mlp=80,
+    heads=3,
+    key_heads=1,
+    head=16,
+    dense=96,
+    dimensions=40,
+    layer_kinds=(SLIDING, SLIDING, FULL, SLIDING),
+    reach=4,
+    context=64,
+    query_scalar=16.0,
+)
+
+
+def random_parameters(config: Config, seed: int = 0, dtype: type = np.float64) -> dict[str, NDArray[Any]]:
+    """Parameters whose every part matters: matrices that keep a row's size, norm weights well away from zero."""
+    rng = np.random.default_rng(seed)
+    parameters = {}
+    for name, shape in parameter_shapes(config).items():
+        spread = 0.3 if len(shape) == 1 else 1.0 if name.startswith("embed") else shape[1] ** -0.5
+        parameters[name] = (spread * rng.standard_normal(shape)).astype(dtype)
+    return parameters
+
+
+def random_ids(config: Config, tokens: int, seed: int = 0) -> NDArray[np.int64]:
+    """BOS, random ordinary tokens, EOS; with fewer than two tokens, as many of these as fit."""
+    middle = np.random.default_rng(seed).integers(4, config.vocabulary, max(tokens - 2, 0))
+    return np.concatenate([[config.bos], middle, [config.eos]])[:tokens].astype(np.int64)
+
+
+def config_json(config: Config) -> dict[str, Any]:
+    """The config.json of the released model's form for this config."""
+    return {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3TextModel"],
+        "use_bidirectional_attention": True,
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp,
+        "num_hidden_layers": len(config.layer_kinds),
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_heads,
+        "head_dim": config.head,
+        "layer_types": list(config.layer_kinds),
+        "sliding_window": 2 * config.reach,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.full_base,
+        "rope_local_base_freq": config.sliding_base,
+        "rope_scaling": None,
+        "query_pre_attn_scalar": config.query_scalar,
+        "rms_norm_eps": config.epsilon,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.eos,
+        "pad_token_id": 0,
+    }
+
+
+def tokenizer_json(vocabulary: int) -> str:
+    """A tokenizer of Gemma's form: four special tokens, <mask>, lower-case letters, space, and bytes as far as they fit."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz", "th", "the", "in", "▁a"]
+    pieces += [f"<0x{byte:02X}>" for byte in range(max(0, min(256, vocabulary - len(pieces))))]
+    library = Tokenizer(
+        models.BPE(
+            vocab={piece: id for id, piece in enumerate(pieces)},
+            merges=[("t", "h"), ("th", "e"), ("i", "n"), ("▁", "a")],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    library.normalizer = normalizers.Replace(" ", "▁")
+    library.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    library.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> <bos> $B <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    library.add_special_tokens([AddedToken(name, normalized=False) for name in ("<pad>", "<eos>", "<bos>", "<unk>")])
+    return library.to_str()
+
+
+def write_checkpoint(
+    folder: Path, config: Config = SMALL, parameters: Mapping[str, NDArray[Any]] | None = None
+) -> Path:
+    """A model folder in the released layout, float32."""
+    parameters = random_parameters(config) if parameters is None else parameters
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_json(config)))
+    (folder / "tokenizer.json").write_text(tokenizer_json(config.vocabulary))
+    single = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in parameters.items()}
+    for dense in ("2_Dense", "3_Dense"):
+        (folder / dense).mkdir(exist_ok=True)
+        save_file({"linear.weight": single.pop(f"{dense}.linear.weight")}, folder / dense / "model.safetensors")
+    save_file(single, folder / "model.safetensors")
+    return folder
