@@ -84,13 +84,13 @@ def choose_backend(name: str | None) -> tuple[Backend, str]:
     """
     found = find_backends()
     if name is None:
-        passed_over = []
+        passed_over: list[str] = []
         for one in found:
             if one.backend and one.backend.priority >= 0 and not one.why_not:
                 return one.backend, "; ".join(["the best that can run here", *passed_over])
             if one.backend is None or one.backend.priority >= 0:
                 passed_over.append(f"{one.name}: {one.why_not}")
-        raise RefembedError("backend-cannot-run", f"no backend can run here: {'; '.join(passed_over) or 'none is installed'}")
+        raise RefembedError("backend-cannot-run", f"no backend can run here: {'; '.join(passed_over) or 'none found'}")
     for one in found:
         if one.name == name:
             if one.backend is None:
@@ -108,6 +108,7 @@ def choose_precision(backend: Backend, precision: str | None) -> str:
         return backend.precisions[0]
     if precision not in backend.precisions:
         raise RefembedError(
-            "precision-unknown", f"backend {backend.name} computes in {', '.join(backend.precisions)}, not in {precision!r}"
+            "precision-unknown",
+            f"backend {backend.name} computes in {', '.join(backend.precisions)}, not {precision!r}",
         )
     return precision

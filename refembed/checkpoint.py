@@ -20,6 +20,7 @@ DENSE = ("2_Dense", "3_Dense")
 TOKENIZER = "tokenizer.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TABLE = "embed_tokens.weight"
+DIGESTED = (WEIGHTS, *(f"{folder}/{WEIGHTS}" for folder in DENSE), TOKENIZER)
 # what a checkpoint folder is made of: all that is fetched from the hub, and nothing that could run
 FILES = (
     "config.json",
@@ -60,11 +61,17 @@ class Checkpoint:
         }
         return parameters | {TABLE: StoredRows(self.tensors[TABLE], dtype)}
 
+    @property
+    def stamp(self) -> str:
+        """Sizes and times of the files behind the digest: cheap, and the same only while none of them is rewritten."""
+        stats = [(self.folder / name).stat() for name in (*DIGESTED, "config.json")]
+        return " ".join(f"{stat.st_size}@{stat.st_mtime_ns}" for stat in stats)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 that names the model: its config's meaning, its three weight files, its tokenizer. Reads them all."""
         parts = [json.dumps(asdict(self.config), sort_keys=True)]
-        for name in (WEIGHTS, *(f"{folder}/{WEIGHTS}" for folder in DENSE), TOKENIZER):
+        for name in DIGESTED:
             with (self.folder / name).open("rb") as handle:
                 parts.append(f"{name} {hashlib.file_digest(handle, 'sha256').hexdigest()}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -76,19 +83,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises RefembedError with one line that names the file or tensor, what was found and what is needed.
     """
     if not folder.is_dir():
-        raise RefembedError("folder-missing", f"{folder} is not a folder; give a model folder or a hub id like org/name")
+        raise RefembedError("folder-missing", f"{folder} is not a folder; give a model folder or a hub id org/name")
     refuse_other_weights(folder)
     check_modules(folder)
     dense = {}
     for name in DENSE:
         if not (folder / name / WEIGHTS).exists():
             raise RefembedError(
-                "dense-missing", f"{folder / name / WEIGHTS} is not there; without both dense matrices every vector is wrong"
+                "dense-missing",
+                f"{folder / name / WEIGHTS} is not there; every vector needs both dense matrices",
             )
         tensors = open_tensors(folder / name / WEIGHTS)
         if set(tensors) != {"linear.weight"} or tensors["linear.weight"].stored.ndim != 2:
             found = {key: tensor.stored.shape for key, tensor in tensors.items()}
-            raise RefembedError("dense-unsupported", f"{folder / name / WEIGHTS} holds {found}; one matrix linear.weight needed")
+            raise RefembedError(
+                "dense-unsupported", f"{folder / name / WEIGHTS} holds {found}; one matrix linear.weight is needed"
+            )
         dense[f"{name}.linear.weight"] = tensors["linear.weight"]
     rows = [tensor.stored.shape[0] for tensor in dense.values()]
     config = read_config(folder, dense=rows[0], dimensions=rows[1])
@@ -102,11 +112,12 @@ def refuse_other_weights(folder: Path) -> None:
     if (folder / WEIGHTS).exists():
         return
     if (folder / f"{WEIGHTS}.index.json").exists():
-        raise RefembedError("weights-sharded", f"{folder}: the weights are split into shards; save them as one {WEIGHTS}")
+        raise RefembedError("weights-sharded", f"{folder}: the weights are in shards; save them as one {WEIGHTS}")
     pickles = [file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))]
     if pickles:
         raise RefembedError(
-            "weights-pickle", f"{folder / pickles[0]} is a pickle, which can run code, and is not read; convert it to {WEIGHTS}"
+            "weights-pickle",
+            f"{folder / pickles[0]} is a pickle, which can run code; convert it to {WEIGHTS}",
         )
     raise RefembedError("file-missing", f"{folder / WEIGHTS} is not there; a checkpoint folder needs it")
 

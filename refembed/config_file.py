@@ -52,7 +52,9 @@ def read_json(file: Path, kind: type = dict, required: bool = True) -> Any:
         return kind()
     try:
         if file.stat().st_size > LARGEST_JSON:
-            raise RefembedError("file-too-large", f"{file} has {file.stat().st_size} bytes, at most {LARGEST_JSON} expected")
+            raise RefembedError(
+                "file-too-large", f"{file} has {file.stat().st_size} bytes, at most {LARGEST_JSON} needed"
+            )
         content = json.loads(file.read_bytes().decode())
     except OSError as error:
         raise RefembedError("file-unreadable", f"{file}: {error.strerror or error}") from error
@@ -109,7 +111,10 @@ def read_config(folder: Path, dense: int, dimensions: int) -> Config:
     sizes = {ours: reader.whole(key) for ours, key in SIZES.items()}
     if sizes["heads"] % sizes["key_heads"]:
         raise reader.refuse(
-            "config-heads", "num_attention_heads", sizes["heads"], f"a multiple of {sizes['key_heads']} key heads needed"
+            "config-heads",
+            "num_attention_heads",
+            sizes["heads"],
+            f"a multiple of {sizes['key_heads']} is needed",
         )
     if sizes["head"] % 2:
         raise reader.refuse("config-heads", "head_dim", sizes["head"], "an even number is needed to rotate pairs")
@@ -168,8 +173,8 @@ def read_reach(reader: Reader) -> int:
     reach = reach_of_window(window)
     if window % 2 and window != RELEASED_ODD_WINDOW:
         warnings.warn(
-            f"{reader.file}: sliding_window is {window}, so layers reach {reach} tokens; an odd window was rewritten by a "
-            f"library on saving, possibly more than once. If the model was trained with another, write its even width.",
+            f"{reader.file}: sliding_window is {window}, so layers reach {reach} tokens; an odd one was rewritten "
+            f"by a library on saving, perhaps twice or more; if the model was trained with another, set its even width",
             stacklevel=2,
         )
     return reach

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,10 @@ from .reference import truncate
 from .tokenizer import Tokenizer
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
+TRIAL = (
+    "no model named: this small built-in one is for trying the software out, and its vectors mean little. The real one "
+    "is google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
+)
 TOKENS_AT_ONCE = 16_384  # handed to a backend in one call, so that memory does not grow with the number of texts
 Vectors = NDArray[np.float32]
 
@@ -102,7 +106,7 @@ class Embedder:
                 [texts], task=task, prompt=prompt, titles=titles, dimensions=dimensions, on_long=on_long
             )[0]
         kept = self.check_dimensions(dimensions)
-        batch = self.cut(self.tokenize(texts, task=task, prompt=prompt, titles=titles), on_long)
+        batch = raise_first(self.prepare(texts, task=task, prompt=prompt, titles=titles, on_long=on_long))
         return self.encode_tokens(batch, kept, show_progress)
 
     def encode_query(self, texts: str | Sequence[str], **options: Any) -> Vectors:
@@ -113,34 +117,40 @@ class Embedder:
         """encode() with the prompt for documents to be found; takes titles."""
         return self.encode(texts, **{"task": "document", **options})
 
-    def tokenize(
+    def prepare(
         self,
         texts: Sequence[str],
         *,
         task: str | None = "document",
         prompt: str | None = None,
         titles: Sequence[str | None] | str | None = None,
-    ) -> list[NDArray[Any]]:
-        """The ids of each text with its prompt, BOS and EOS: (tokens_i,) int64, uncut."""
-        texts = check_texts(texts)
-        before = prefixes(len(texts), task, prompt, titles, self.checkpoint.prompts)
-        return self.tokenizer([prefix + text for prefix, text in zip(before, texts, strict=True)])
+        on_long: str = "cut",
+    ) -> list[NDArray[Any] | RefembedError]:
+        """What encode() gives the backend for each text, (tokens_i,) int64, or the fault of that text alone.
 
-    def cut(self, batch: list[NDArray[Any]], on_long: str = "cut") -> list[NDArray[Any]]:
-        """Shorten what is longer than the context, keeping EOS, with one warning that counts."""
+        For callers who go on without the texts at fault; the options are encode()'s.
+        """
         if on_long not in ("cut", "error"):
             raise RefembedError("option-on-long", f"on_long is {on_long!r}, 'cut' or 'error' needed")
+        texts = check_texts(texts)
+        before = prefixes(len(texts), task, prompt, titles, self.checkpoint.prompts)
+        prompted = [p + text if isinstance(text, str) else text for p, text in zip(before, texts, strict=True)]
+        return self.cut(self.tokenizer(prompted), on_long)
+
+    def cut(self, batch: list[NDArray[Any] | RefembedError], on_long: str) -> list[NDArray[Any] | RefembedError]:
+        """Shorten what is longer than the context, keeping EOS, with one warning that counts; or make it a fault."""
         context = self.config.context
-        long = [index for index, ids in enumerate(batch) if len(ids) > context]
-        if long and on_long == "error":
-            raise RefembedError(
-                "text-too-long", f"text {long[0]} has {len(batch[long[0]])} tokens, at most {context} fit", long[0]
-            )
-        if long:
-            warnings.warn(
-                f"{len(long)} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=3
-            )
-        return [np.append(ids[: context - 1], ids[-1]) if len(ids) > context else ids for ids in batch]
+        result = list(batch)
+        for index, ids in enumerate(batch):
+            if isinstance(ids, RefembedError) or len(ids) <= context:
+                continue
+            result[index] = np.append(ids[: context - 1], ids[-1])
+            if on_long == "error":
+                result[index] = RefembedError("text-too-long", f"has {len(ids)} tokens, at most {context} fit", index)
+        cut = sum(not isinstance(new, RefembedError) and new is not old for new, old in zip(result, batch, strict=True))
+        if cut:
+            warnings.warn(f"{cut} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=4)
+        return result
 
     def encode_tokens(self, batch: Sequence[NDArray[Any]], dimensions: int, show_progress: bool = False) -> Vectors:
         """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order."""
@@ -158,7 +168,9 @@ class Embedder:
         if dimensions is None:
             return most
         if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= most:
-            raise RefembedError("option-dimensions", f"dimensions is {dimensions!r}, a whole number from 1 to {most} needed")
+            raise RefembedError(
+                "option-dimensions", f"dimensions is {dimensions!r}, a whole number, 1 to {most}, needed"
+            )
         return int(dimensions)
 
     def similarity(self, first: ArrayLike, second: ArrayLike) -> Vectors:
@@ -176,9 +188,19 @@ def similarity(first: ArrayLike, second: ArrayLike) -> Vectors:
     tables = [np.atleast_2d(np.asarray(table)) for table in (first, second)]
     if any(table.ndim != 2 or table.dtype.kind != "f" for table in tables) or tables[0].shape[1] != tables[1].shape[1]:
         shapes = " and ".join(f"{table.shape} {table.dtype}" for table in tables)
-        raise RefembedError("vectors-invalid", f"similarity of {shapes}: two tables of floats with rows of one length needed")
+        raise RefembedError(
+            "vectors-invalid", f"similarity of {shapes}: two tables of floats, rows of one length, needed"
+        )
     unit = [table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12) for table in tables]
     return (unit[0] @ unit[1].T).astype(np.float32)
+
+
+def raise_first(batch: list[NDArray[Any] | RefembedError]) -> list[NDArray[Any]]:
+    """The batch, where no text is at fault."""
+    for ids in batch:
+        if isinstance(ids, RefembedError):
+            raise ids
+    return [ids for ids in batch if not isinstance(ids, RefembedError)]
 
 
 def check_texts(texts: object) -> list[str]:
@@ -220,6 +242,8 @@ def load(
 
     Raises RefembedError with one line that says what is wrong and what to do.
     """
+    if model is None:
+        warnings.warn(TRIAL, stacklevel=2)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise RefembedError("option-threads", f"threads is {threads!r}, a whole number of at least 1 needed")
     chosen, why = choose_backend(backend)

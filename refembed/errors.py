@@ -69,6 +69,7 @@ ERRORS = {
     "input-missing": "the input file does not exist or cannot be read",
     "input-format": "the input file's ending is not known",
     "line-encoding": "a line is not valid UTF-8",
+    "line-too-long": "a line is too long to be a text",
     "line-json": "a line is not a JSON object",
     "line-field": "a line has no text in the named field",
     "output-unwritable": "the output cannot be written",
@@ -79,12 +80,13 @@ class RefembedError(ValueError):
     """What refembed raises for bad input.
 
     id       a key of ERRORS, for programs
-    message  one line for people: what is wrong, what was found, what to do
-    index    the place of the text at fault, where there is one
+    reason   one line for people: what is wrong, what was found, what to do
+    index    the place of the text at fault in what was given, from 0, where it is one text's fault
     """
 
-    def __init__(self, id: str, message: str, index: int | None = None) -> None:
+    def __init__(self, id: str, reason: str, index: int | None = None) -> None:
         assert id in ERRORS, id
-        super().__init__(message)
+        super().__init__(reason if index is None else f"text {index}: {reason}")
         self.id = id
+        self.reason = reason
         self.index = index

@@ -18,7 +18,7 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
     if isinstance(model, Path) or folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(model) or model.startswith((".", "~")):
-        raise RefembedError("hub-name", f"{model!r} is neither a folder here nor a hub id like google/embeddinggemma-300m")
+        raise RefembedError("hub-name", f"{model!r} is neither a folder here nor a hub id (google/embeddinggemma-300m)")
     return download(model, revision)
 
 
@@ -37,7 +37,7 @@ def download(model: str, revision: str | None) -> Path:
     except errors.RepositoryNotFoundError as error:
         raise RefembedError(
             "hub-not-found",
-            f"the hub shows no model {model}; check the name at {page}, and log in ('hf auth login') where it is private",
+            f"the hub shows no model {model}; check the name at {page}, or log in ('hf auth login')",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise RefembedError("hub-not-found", f"{model} has no revision {revision!r}; see {page}") from error
@@ -53,6 +53,10 @@ def download(model: str, revision: str | None) -> Path:
             raise RefembedError(
                 "hub-offline", f"{model} is not in the cache and HF_HUB_OFFLINE is set; unset it, or name a folder"
             ) from error
-        raise RefembedError("hub-unreachable", f"{model} is not in the cache and the hub cannot be reached: {page}") from error
+        raise RefembedError(
+            "hub-unreachable", f"{model} is not in the cache, and the hub cannot be reached: {page}"
+        ) from error
     except (OSError, errors.HFValidationError) as error:
-        raise RefembedError("hub-unreachable", f"{model} could not be fetched from {page}: {str(error)[:200]}") from error
+        raise RefembedError(
+            "hub-unreachable", f"{model} could not be fetched from {page}: {str(error)[:200]}"
+        ) from error

@@ -1,4 +1,4 @@
-"""A backend that hands everything to the NumPy one, through bytes: it proves that the registry and its contract are enough.
+"""A backend that hands everything to the NumPy one, through bytes: proof that the registry's contract is enough.
 
 It is taken only when named. Ids and vectors pass through the form a backend in another process would see, so anything
 that leans on sharing objects with the NumPy backend fails here.

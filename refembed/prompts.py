@@ -71,8 +71,8 @@ def prefixes(
     if before != PROMPTS["document"]:
         raise RefembedError("option-prompt", f"titles go with the document prompt only, not with {before!r}")
     if isinstance(titles, str) or len(titles) != count:
-        raise RefembedError("titles-invalid", f"{len(titles)} titles for {count} texts; give one each, None where there is none")
+        raise RefembedError("titles-invalid", f"{len(titles)} titles for {count} texts; give one each, or None")
     for index, title in enumerate(titles):
         if not isinstance(title, str | None):
-            raise RefembedError("titles-invalid", f"title {index} is {type(title).__name__}, not a text", index)
+            raise RefembedError("titles-invalid", f"its title is {type(title).__name__}, not a text", index)
     return [DOCUMENT.format(title=title or UNTITLED) for title in titles]

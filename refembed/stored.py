@@ -10,8 +10,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from .errors import RefembedError
 
-STORED_TYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}  # bfloat16 as the upper half of a float32
-ROWS_PER_CHECK = 65_536
+# bfloat16 is read as the upper half of a float32
+STORED_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 
 
 def widen(stored: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
@@ -49,7 +49,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A table of which only the rows asked for are read: 805 MB of embeddings, of which a text needs a few hundred rows."""
+    """A table of which only the rows asked for are read: a text needs a few hundred rows of 805 MB."""
 
     tensor: StoredTensor
     dtype: DTypeLike
@@ -86,8 +86,9 @@ def open_tensors(file: Path) -> dict[str, StoredTensor]:
                 "tensor-dtype", f"{file}: {name} is stored as {entry['dtype']}; convert it to F32 or BF16"
             )
         start, end = entry["data_offsets"]
+        stored_type = STORED_TYPES[entry["dtype"]]
         assert data is not None
-        values = np.asarray(data[start:end]).view(STORED_TYPES[entry["dtype"]]).reshape(entry["shape"])
+        values = np.asarray(data[start:end]).view(stored_type).reshape(entry["shape"])
         tensors[name] = StoredTensor(name, file, values)
     return tensors
 

@@ -15,24 +15,27 @@ from .reference import Config
 if TYPE_CHECKING:
     import tokenizers
 
+LARGEST_FILE = 256 * 2**20
 TEXTS_AT_ONCE = 1024  # keeps the library's own per-text objects from piling up
 
 
 class Tokenizer:
     """The ids of a text: BOS, its pieces, EOS.
 
-    Padding, truncation and the post-processor that tokenizer.json may carry are not used: a text is never padded, BOS and
-    EOS come from config.json, and cutting is the embedder's business. A text that spells a special token becomes that
-    token, as in transformers.
+    Padding, truncation and the post-processor that tokenizer.json may carry are not used: a text is never padded, BOS
+    and EOS come from config.json, and cutting is the embedder's business. A text that spells a special token becomes
+    that token, as in transformers.
     """
 
     def __init__(self, file: Path, config: Config) -> None:
         self.file, self.config = file, config
         self.library = load_library_tokenizer(file)
         for name, id in (("<bos>", config.bos), ("<eos>", config.eos)):
-            if self.library.token_to_id(name) != id:
+            found = self.library.token_to_id(name)
+            if found != id:
                 raise RefembedError(
-                    "tokenizer-special", f"{file}: {name} is token {self.library.token_to_id(name)}, config.json says {id}"
+                    "tokenizer-special",
+                    f"{file}: {name} is token {found}, config.json says {id}",
                 )
         pieces = self.library.get_vocab_size(with_added_tokens=False)
         if pieces > config.vocabulary:
@@ -40,34 +43,45 @@ class Tokenizer:
                 "tokenizer-vocabulary", f"{file} has {pieces} pieces, the embedding table {config.vocabulary} rows"
             )
 
-    def __call__(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """The ids of each text, (tokens_i,) int64, uncut.
+    def __call__(self, texts: Sequence[object]) -> list[NDArray[Any] | RefembedError]:
+        """The ids of each text, (tokens_i,) int64, uncut; or what is wrong with it: a bad text sinks no other.
 
-        Raises RefembedError with the text's index where one is not a string, not valid Unicode, or spells an added token
-        that has no row in the embedding table (<image_soft_token>).
+        A text is at fault where it is not a string, not valid Unicode, or spells an added token that has no row in the
+        embedding table (<image_soft_token>).
         """
-        for index, text in enumerate(texts):
-            check_text(text, index)
-        ids: list[NDArray[Any]] = []
+        results: list[NDArray[Any] | RefembedError] = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            found = self.library.encode_batch_fast(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)
-            ids += [np.array([self.config.bos, *one.ids, self.config.eos]) for one in found]
-        for index, row in enumerate(ids):
-            if row.max() >= self.config.vocabulary:
-                token = self.library.id_to_token(int(row.max()))
-                raise RefembedError("text-token", f"text {index} spells {token}, a token the model has no vector for", index)
-        return ids
+            part = texts[start : start + TEXTS_AT_ONCE]
+            faults = {index: fault for index, text in enumerate(part) if (fault := fault_of(text, start + index))}
+            good = [str(text) for index, text in enumerate(part) if index not in faults]
+            found = iter(self.library.encode_batch_fast(good, add_special_tokens=False))
+            results += [faults.get(index) or self.finish(next(found).ids, start + index) for index in range(len(part))]
+        return results
+
+    def finish(self, pieces: list[int], index: int) -> NDArray[Any] | RefembedError:
+        """BOS, pieces, EOS; or the fault of a piece without a row."""
+        largest = max(pieces, default=0)
+        if largest >= self.config.vocabulary:
+            token = self.library.id_to_token(largest)
+            return RefembedError(
+                "text-token", f"text {index} spells {token}, a token the model has no vector for", index
+            )
+        return np.array([self.config.bos, *pieces, self.config.eos])
 
     def pieces(self, ids: NDArray[Any]) -> list[str]:
         """The written form of each token."""
-        return [self.library.id_to_token(int(id)) for id in ids]
+        return [str(self.library.id_to_token(int(id))) for id in ids]
 
 
 def load_library_tokenizer(file: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
-    if not file.exists():
+    if not file.is_file():
         raise RefembedError("file-missing", f"{file} is not there; a checkpoint folder needs it")
+    if file.stat().st_size > LARGEST_FILE:
+        raise RefembedError(
+            "file-too-large", f"{file} has {file.stat().st_size} bytes, at most {LARGEST_FILE} expected"
+        )
     try:
         library = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises the bare class
@@ -86,10 +100,12 @@ def return_freed_memory() -> None:
             trim(0)
 
 
-def check_text(text: object, index: int) -> None:
+def fault_of(text: object, index: int) -> RefembedError | None:
+    """What keeps this from being a text, if anything."""
     if not isinstance(text, str):
-        raise RefembedError("text-type", f"text {index} is {type(text).__name__}, a string is needed", index)
+        return RefembedError("text-type", f"is {type(text).__name__}, a string is needed", index)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RefembedError("text-encoding", f"text {index} is not valid Unicode: {error.reason}", index) from error
+        return RefembedError("text-encoding", f"is not valid Unicode: {error.reason}", index)
+    return None

@@ -1,1 +1,62 @@
-def main() -> int: ...
+"""The command line: refembed COMMAND. Exit status 0 done, 1 some inputs failed, 2 wrong use or unreadable input."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import RefembedError
+from . import doctor, embed, inspect, search, similarity
+
+COMMANDS = (embed, similarity, search, inspect, doctor)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refembed",
+        description="EmbeddingGemma that you can read, check and run.",
+        epilog="Exit status: 0 done, 1 some inputs failed, 2 wrong use or unreadable input.",
+    )
+    parser.add_argument("--version", action="version", version=f"refembed {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        summary = str(module.__doc__).strip()
+        raw = argparse.RawDescriptionHelpFormatter
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(
+            name,
+            help=summary.splitlines()[0],
+            description=summary,
+            formatter_class=raw,
+        )
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"refembed: {message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    given = build_parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = say_warning
+        try:
+            return int(given.run(given))
+        except RefembedError as error:
+            if given.debug:
+                raise
+            print(f"refembed: {error} [{error.id}]", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("refembed: interrupted; nothing was written", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output has gone: not an error of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0

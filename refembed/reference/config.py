@@ -1,6 +1,6 @@
 """The numbers that fix a model's shape, and the shape of every parameter.
 
-Widths and counts have the names used in every shape comment: tokens, width, heads, key_heads, head, mlp, dense, dimensions.
+Sizes have the names used in every shape comment: tokens, width, heads, key_heads, head, mlp, dense, dimensions.
 """
 
 from dataclasses import dataclass

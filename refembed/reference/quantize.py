@@ -7,6 +7,7 @@ more; block size, scale and rounding are our choice, said here and in spec/quant
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .trace import Array
 
@@ -100,7 +101,7 @@ def quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Quantize
     return Quantized(levels.reshape(weight.shape).astype(np.int8), scales)
 
 
-def dequantize(quantized: Quantized, dtype: type = np.float32) -> Array:
+def dequantize(quantized: Quantized, dtype: DTypeLike = np.float32) -> Array:
     """Level times scale: exact in float32, whose 24 bits hold the 7 of a level and the 11 of a scale.
 
     returns  (rows, columns)
@@ -108,7 +109,7 @@ def dequantize(quantized: Quantized, dtype: type = np.float32) -> Array:
     Source: QNT-4.
     """
     rows, columns = quantized.levels.shape
-    blocks = quantized.levels.reshape(rows, quantized.scales.shape[1], -1).astype(dtype)  # (rows, blocks, block)
+    blocks: Array = quantized.levels.reshape(rows, quantized.scales.shape[1], -1).astype(dtype)  # (rows, blocks, block)
     return (blocks * quantized.scales.astype(dtype)[..., None]).reshape(rows, columns)  # (rows, columns)
 
 
@@ -118,7 +119,7 @@ def fake_quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Arr
     weight   (rows, columns)
     returns  (rows, columns)  in weight's float type
     """
-    return dequantize(quantize(weight, grid, scales), weight.dtype.type)  # (rows, columns)
+    return dequantize(quantize(weight, grid, scales), weight.dtype)  # (rows, columns)
 
 
 def fake_quantize_gradient(upstream: Array, weight: Array, grid: Grid, scales: Array | None = None) -> Array:
@@ -133,7 +134,8 @@ def fake_quantize_gradient(upstream: Array, weight: Array, grid: Grid, scales: A
     if scales is None:
         return upstream  # (rows, columns)
     blocks = np.abs(blocks_of(weight, grid.block))  # (rows, blocks, block)
-    inside = blocks <= (largest_level(grid.bits) + 0.5) * scales.astype(weight.dtype)[..., None]  # (rows, blocks, block)
+    cut = (largest_level(grid.bits) + 0.5) * scales.astype(weight.dtype)  # (rows, blocks)
+    inside = blocks <= cut[..., None]  # (rows, blocks, block)
     return np.where(inside.reshape(weight.shape), upstream, 0)  # (rows, columns)
 
 

@@ -1,12 +1,12 @@
 """Named intermediate tensors: the model says each one's name and value, and knows nothing of who listens."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array: TypeAlias = NDArray[Any]
 Parameters = Mapping[str, Any]  # the checkpoint's own tensor names -> arrays
 Trace = Callable[[str, Array], object]
 

@@ -1,0 +1,54 @@
+"""what is installed here: backends and why not, threads, caches, model folders"""
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..backend import find_backends
+from ..embedder import DEFAULT_MODEL
+
+PACKAGES = ("refembed", "numpy", "safetensors", "tokenizers", "huggingface_hub", "threadpoolctl", "numba", "torch")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """doctor takes none."""
+
+
+def run(given: argparse.Namespace) -> int:
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        print(f"  {package} {installed(package)}")
+    print("backends, best first")
+    for found in find_backends():
+        precisions = f" in {', '.join(found.backend.precisions)}" if found.backend else ""
+        print(f"  {found.name}: {found.why_not or 'can run'}{precisions}")
+    print(f"threads: {os.cpu_count()} processors" + "".join(threads_asked()))
+    print("models")
+    print(f"  built-in: {DEFAULT_MODEL}")
+    for folder in hub_models():
+        print(f"  {folder}")
+    return 0
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def threads_asked() -> list[str]:
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return [f", {name}={os.environ[name]}" for name in names if name in os.environ]
+
+
+def hub_models() -> list[str]:
+    """The hub client's cache, whether it may go online, and the Gemma embedding models in it."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    folders = [str(folder) for folder in sorted(cache.glob("models--*embeddinggemma*/snapshots/*"))]
+    return [f"hub cache: {cache}{offline}", *(folders or ["no embeddinggemma in it yet"])]

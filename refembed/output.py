@@ -1,0 +1,97 @@
+"""Vectors to files, which appear whole or not at all."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RefembedError
+
+FORMATS = ("jsonl", "npy", "safetensors")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, beside `path` until it is complete, then in its place; on any error nothing is left behind.
+
+    Raises RefembedError where it cannot be written.
+    """
+    temporary = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "is a folder")
+        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+        temporary = Path(handle.name)
+        with handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_output(path: str | None) -> Iterator[IO[bytes]]:
+    """Standard output where no path is given."""
+    if path is None or path == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with whole_file(Path(path)) as handle:
+            yield handle
+
+
+def format_of(path: str | None, given: str | None) -> str:
+    """The format asked for, or the one the path's ending names, or JSON lines."""
+    ending = Path(path).suffix[1:] if path else ""
+    format = given or (ending if ending in FORMATS else "jsonl")
+    if format != "jsonl" and (path is None or path == "-"):
+        raise RefembedError("option-format", f"{format} is binary and goes to a file; name one with -o")
+    return format
+
+
+def write_vectors(
+    handle: IO[bytes] | BinaryIO,
+    format: str,
+    count: int,
+    indices: Sequence[int],
+    texts: Sequence[str],
+    vectors: NDArray[Any],
+) -> None:
+    """Write the vectors of the texts that have one.
+
+    count     how many texts there were
+    indices   (n) which of them the vectors belong to, from 0
+    texts     (n) the texts themselves
+    vectors   (n, d) float32
+
+    jsonl: an object a line, {"index", "text", "embedding"}. npy: (count, d), NaN in the rows of texts without a vector.
+    safetensors: "embeddings" (n, d) and "index" (n).
+    """
+    if format == "jsonl":
+        for index, text, vector in zip(indices, texts, vectors, strict=True):
+            numbers = [float(str(number)) for number in vector]  # float32's own shortest decimal form
+            row = {"index": index, "text": text, "embedding": numbers}
+            handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    elif format == "npy":
+        table = np.full((count, vectors.shape[1]), np.nan, np.float32)
+        table[list(indices)] = vectors
+        np.save(handle, table)
+    else:
+        from safetensors.numpy import save
+
+        handle.write(save({"embeddings": np.ascontiguousarray(vectors), "index": np.array(indices, np.int64)}))

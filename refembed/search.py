@@ -1,0 +1,85 @@
+"""A corpus embedded once, kept in a file beside it, and searched exactly."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .embedder import Embedder
+from .errors import RefembedError
+from .output import whole_file
+
+ENDING = ".refembed.safetensors"
+
+
+def corpus_vectors(
+    model: Embedder,
+    corpus: Path,
+    texts: list[str],
+    titles: list[str | None],
+    dimensions: int | None,
+    show_progress: bool,
+) -> tuple[NDArray[Any], str | None]:
+    """The vectors of a corpus, from the file kept beside it where that still fits, else embedded and kept.
+
+    texts     what was read from the corpus file, in order; titles with them
+    returns   (texts, dimensions), and why they could not be kept, if so
+    """
+    kept = corpus.with_name(corpus.name + ENDING)
+    content = hashlib.sha256(json.dumps([texts, titles, model.check_dimensions(dimensions)]).encode()).hexdigest()
+    found = read_kept(kept, content, model)
+    if found is not None:
+        return found, None
+    untitled = all(title is None for title in titles)
+    vectors = model.encode_document(
+        texts, titles=None if untitled else titles, dimensions=dimensions, show_progress=show_progress
+    )
+    try:
+        write_kept(kept, content, model, vectors)
+    except RefembedError as error:
+        return vectors, str(error)
+    return vectors, None
+
+
+def read_kept(kept: Path, content: str, model: Embedder) -> NDArray[Any] | None:
+    """The kept vectors, where they are of this content and this model."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(kept, framework="numpy") as file:
+            said = file.metadata() or {}
+            if said.get("content") != content or said.get("precision") != model.encoder.precision:
+                return None
+            same_files = said.get("stamp") == model.checkpoint.stamp
+            if not same_files and said.get("model") != model.checkpoint.digest:
+                return None
+            vectors: NDArray[Any] = file.get_tensor("embeddings")
+            return vectors
+    except (OSError, SafetensorError):
+        return None
+
+
+def write_kept(kept: Path, content: str, model: Embedder, vectors: NDArray[Any]) -> None:
+    from safetensors.numpy import save
+
+    about = {
+        "content": content,
+        "precision": model.encoder.precision,
+        "stamp": model.checkpoint.stamp,
+        "model": model.checkpoint.digest,
+    }
+    with whole_file(kept) as handle:
+        handle.write(save({"embeddings": np.ascontiguousarray(vectors)}, metadata=about))
+
+
+def best(scores: NDArray[Any], k: int) -> NDArray[Any]:
+    """The places of the k highest scores, highest first, earlier ones first among equals."""
+    if k < len(scores):
+        bar = np.partition(scores, -k)[-k]
+        candidates = np.flatnonzero(scores >= bar)
+    else:
+        candidates = np.arange(len(scores))
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
