@@ -4,7 +4,6 @@ A third party adds one by naming a Backend object in that group; nothing here kn
 """
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
@@ -62,6 +61,8 @@ class Found(NamedTuple):
 
 def find_backends() -> list[Found]:
     """Every registered backend by name, best first, with the reason where it cannot run."""
+    from importlib.metadata import entry_points  # 15 ms, not spent by an import of refembed alone
+
     found = [open_backend(point.name, point) for point in entry_points(group=GROUP)]
     return sorted(found, key=lambda one: (-(one.backend.priority if one.backend else -1), one.name))
 

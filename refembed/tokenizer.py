@@ -63,9 +63,7 @@ class Tokenizer:
         largest = max(pieces, default=0)
         if largest >= self.config.vocabulary:
             token = self.library.id_to_token(largest)
-            return RefembedError(
-                "text-token", f"text {index} spells {token}, a token the model has no vector for", index
-            )
+            return RefembedError("text-token", f"spells {token}, a token the model has no vector for", index)
         return np.array([self.config.bos, *pieces, self.config.eos])
 
     def pieces(self, ids: NDArray[Any]) -> list[str]:

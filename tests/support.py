@@ -75,7 +75,7 @@ def config_json(config: Config) -> dict[str, Any]:
 
 
 def tokenizer_json(vocabulary: int) -> str:
-    """A tokenizer of Gemma's form: four special tokens, <mask>, lower-case letters, space, and bytes as far as they fit."""
+    """A tokenizer of Gemma's form: special tokens, <mask>, lower-case letters, space, and bytes as far as they fit."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz", "th", "the", "in", "▁a"]

@@ -1,0 +1,72 @@
+"""The house rules: lint, types, the README's commands, what the wheel carries, what the files may not say."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=" ".join
+)
+def test_lint_and_types(command):
+    """Wrong if the code does not pass the project's own ruff and mypy --strict settings."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wheel_carries_what_users_need(tmp_path):
+    """Wrong if an installed refembed lacks its types, its built-in model or its entry points, or carries tests."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    needed = {"py.typed", "reference/model.py", "default_model/model.safetensors", "default_model/tokenizer.json"}
+    assert needed <= {name.removeprefix("refembed/") for name in names}
+    assert not [name for name in names if name.startswith(("tests/", "spec/"))]
+    assert "[refembed.backends]" in points
+    assert wheel.stat().st_size < 20 * 2**20
+
+
+def test_built_in_model_is_small():
+    """Wrong if the stand-in checkpoint outgrows the 2 MB it was given."""
+    folder = ROOT / "refembed" / "default_model"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2_000_000
+
+
+def test_readme_python_block_runs(monkeypatch):
+    """Wrong if the README's Python example does not run as written (on the built-in model in place of the real one)."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(block.replace('"google/embeddinggemma-300m"', ""), {})
+
+
+def test_only_constraints_pin():
+    """Wrong if a version is fixed anywhere but in constraints.txt."""
+    assert "torch==" in (ROOT / "constraints.txt").read_text()
+    assert "==" not in "".join(re.findall(r'^\s*"[a-z].*"', (ROOT / "pyproject.toml").read_text(), re.M))
+
+
+def test_no_weights_in_the_repository():
+    """Wrong if a file of the size of a real weight matrix is tracked."""
+    assert max(file.stat().st_size for file in tracked_files()) < 2_000_000
+
+
+def test_links_lead_somewhere():
+    """Wrong if a link between the repository's own pages is broken."""
+    for page in (file for file in tracked_files() if file.suffix == ".md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
