@@ -137,7 +137,7 @@ def read_config(folder: Path, dense: int, dimensions: int) -> Config:
 
 
 def check_kind(reader: Reader) -> None:
-    """Only the bidirectional Gemma 3 text model, with nothing added."""
+    """Only the bidirectional Gemma 3 text model, with nothing added (CFG-4)."""
     kind = reader.get("model_type")
     if kind != "gemma3_text":
         raise reader.refuse("config-model-type", "model_type", kind, "only 'gemma3_text' (EmbeddingGemma) is supported")
@@ -154,7 +154,7 @@ def check_kind(reader: Reader) -> None:
 
 
 def read_layer_kinds(reader: Reader) -> tuple[str, ...]:
-    """layer_types in full, or every n-th layer full by the older pattern key."""
+    """layer_types in full, or every n-th layer full by the older pattern key (CFG-2)."""
     count = reader.whole("num_hidden_layers", 1, MOST_LAYERS)
     if "layer_types" not in reader.values:
         pattern = {"sliding_window_pattern", "_sliding_window_pattern"} & reader.values.keys()
@@ -168,7 +168,7 @@ def read_layer_kinds(reader: Reader) -> tuple[str, ...]:
 
 
 def read_reach(reader: Reader) -> int:
-    """The reach of a sliding layer, with a warning where repeated saving seems to have shrunk it."""
+    """The reach of a sliding layer, with a warning where repeated saving seems to have shrunk it (CFG-3)."""
     window = reader.whole("sliding_window", 2)
     reach = reach_of_window(window)
     if window % 2 and window != RELEASED_ODD_WINDOW:
@@ -181,7 +181,7 @@ def read_reach(reader: Reader) -> int:
 
 
 def read_bases(reader: Reader) -> tuple[float, float]:
-    """The rotary bases of sliding and full layers: transformers 4's two keys, or transformers 5's rope_parameters."""
+    """The rotary bases of sliding and full layers: transformers 4's two keys, or transformers 5's rope_parameters (CFG-1)."""
     if "rope_parameters" not in reader.values:
         keys = "rope_local_base_freq", "rope_theta"
         return reader.positive(keys[0], reader.get(keys[0])), reader.positive(keys[1], reader.get(keys[1]))
@@ -208,7 +208,7 @@ def context_limit(folder: Path) -> int:
 
 
 def read_pooler(folder: Path) -> str:
-    """Which pooler 1_Pooling/config.json names; the mean where the file is not there."""
+    """Which pooler 1_Pooling/config.json names; the mean where the file is not there (POOL-5)."""
     file = folder / "1_Pooling" / "config.json"
     settings = read_json(file, required=False)
     named = settings.get("pooling_mode") or [mode for key, mode in OLD_POOLING_KEYS.items() if settings.get(key)]

@@ -63,7 +63,7 @@ def config_json(config: Config) -> dict[str, Any]:
         "rope_theta": config.full_base,
         "rope_local_base_freq": config.sliding_base,
         "rope_scaling": None,
-        "query_pre_attn_scalar": config.query_scalar,
+        "query_pre_attn_scalar": int(config.query_scalar),
         "rms_norm_eps": config.epsilon,
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,

@@ -142,7 +142,7 @@ def main() -> None:
             "rope_theta": CONFIG.full_base,
             "rope_local_base_freq": CONFIG.sliding_base,
             "rope_scaling": None,
-            "query_pre_attn_scalar": CONFIG.query_scalar,
+            "query_pre_attn_scalar": int(CONFIG.query_scalar),
             "rms_norm_eps": CONFIG.epsilon,
             "hidden_activation": "gelu_pytorch_tanh",
             "attention_bias": False,

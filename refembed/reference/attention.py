@@ -36,7 +36,7 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float, na
     scale    query_scalar^(-1/2) = 1/16
     returns  (heads, tokens, head)
 
-    Source: ATT-1, ATT-2. Trap: the scale is 1/sqrt(256), not 1/sqrt(768) (defect F5).
+    Source: ATT-1, ATT-2, ATT-5. Trap: the scale is 1/sqrt(256), not 1/sqrt(768) (defect F5).
     """
     shared = len(query) // len(key)
     key = np.repeat(key, shared, axis=0)  # (heads, tokens, head)
@@ -57,7 +57,7 @@ def attention(
     x        (tokens, width)  after input_layernorm
     returns  (tokens, width)
 
-    Source: ATT-1. Trap: query and key are normed before they are turned; (1 + w) and rotation do not commute (F6).
+    Source: ATT-1, ROT-4. Trap: query and key are normed before they are turned; (1 + w) and rotation do not commute (F6).
     """
     name, weight = f"layer.{index:02d}.attention", f"layers.{index}.self_attn.{{}}.weight".format
     query = split_heads(linear(x, parameters[weight("q_proj")]), config.head)  # (heads, tokens, head)

@@ -41,8 +41,8 @@ def reach_of_window(sliding_window: int) -> int:
     sliding_window   as stored: the full width when even (512), or already rewritten by a library when odd (257)
     returns          the largest |i - j| seen, 256 for both
 
-    Source: ATT-3. Trap: 512 is the width of both sides together, not the reach of one (defect window-not-halved); the
-    odd 257 is half plus one, compared with '<', and must not be halved again (defect window-shrinks-on-save).
+    Source: ATT-3, CFG-3. Trap: 512 is the width of both sides together, not the reach of one (defect B2); the odd 257
+    is half plus one, compared with '<', and must not be halved again (defect B5).
     Witness: 256, 257 and 258 tokens.
     """
     return sliding_window - 1 if sliding_window % 2 else sliding_window // 2

@@ -27,7 +27,7 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     epsilon  scalar    added to the mean square, 1e-6 in the checkpoint
     returns  (..., n)
 
-    Source: OPS-2, Gemma 3. Trap: the one left out, or folded into the file already and added twice (defect F2).
+    Source: OPS-2, OPS-6, Gemma 3. Trap: the one left out, or folded into the file already and added twice (defect F2).
     """
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True)  # (..., 1)
     scale = 1 / np.sqrt(mean_square + epsilon)  # (..., 1)
@@ -40,7 +40,7 @@ def gelu(x: Array) -> Array:
     x        (..., n)
     returns  (..., n)
 
-    Source: OPS-3, "gelu_pytorch_tanh". Trap: the exact form with erf is 5e-5 away in the embedding (defect F4).
+    Source: OPS-3, "gelu_pytorch_tanh". Trap: the exact form with erf is up to 7e-5 away in the embedding (defect F4).
     """
     inner = math.sqrt(2 / math.pi) * (x * (1 + 0.044715 * (x * x)))  # (..., n)
     return 0.5 * x * (1 + np.tanh(inner))  # (..., n)

@@ -27,6 +27,8 @@ def first_pool(states: Array, parameters: Parameters) -> Array:
 
     states   (tokens, width)
     returns  (width)
+
+    Source: POOL-2.
     """
     return states[0]  # (width)
 
@@ -36,6 +38,8 @@ def last_pool(states: Array, parameters: Parameters) -> Array:
 
     states   (tokens, width)
     returns  (width)
+
+    Source: POOL-3.
     """
     return states[-1]  # (width)
 

@@ -42,7 +42,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     returns  (..., tokens, head)
 
     Source: ROT-2. Trap: pairs are number k of the first half with number k of the second, not neighbours
-    (2k, 2k + 1) (defect rotary-interleaved).
+    (2k, 2k + 1) (defect F6).
     """
     first, second = np.split(x, 2, axis=-1)
     turned_first = first * cos - second * sin  # (..., tokens, head/2)
@@ -66,7 +66,10 @@ def window_mask(tokens: int, reach: int, dtype: DTypeLike) -> Array:
 
 
 def positions_of(kind: str, tokens: int, config: Config, dtype: DTypeLike) -> Positions:
-    """The rotary table and mask of one kind of layer, for a text of this many tokens."""
+    """The rotary table and mask of one kind of layer, for a text of this many tokens.
+
+    Source: ROT-3, ATT-4. Trap: one base, or the window, for every layer (defects F1, B8).
+    """
     sliding = kind == SLIDING
     base, reach = (config.sliding_base, config.reach) if sliding else (config.full_base, tokens)
     return Positions(*rotary_angles(tokens, config.head, base, dtype), window_mask(tokens, reach, dtype))

@@ -1,7 +1,7 @@
 """The three quantised weight forms: symmetric whole numbers with one 16-bit scale a block, or one a row.
 
-Source: QNT-1 to QNT-5. The paper names the forms (int8 per block, int4 per block, and mixed per channel) and nothing
-more; block size, scale and rounding are our choice, said here and in spec/quantisation.md.
+Source: QNT-1 to QNT-6. The paper names the forms (int8 per block, int4 per block, and mixed per channel) and nothing
+more; block size, scale and rounding are our choice, said here and in spec/09-quantised-weights.md.
 """
 
 from typing import NamedTuple
