@@ -181,7 +181,7 @@ def read_reach(reader: Reader) -> int:
 
 
 def read_bases(reader: Reader) -> tuple[float, float]:
-    """The rotary bases of sliding and full layers: transformers 4's two keys, or transformers 5's rope_parameters (CFG-1)."""
+    """The rotary bases of sliding and full layers: transformers 4's keys, or 5's rope_parameters (CFG-1)."""
     if "rope_parameters" not in reader.values:
         keys = "rope_local_base_freq", "rope_theta"
         return reader.positive(keys[0], reader.get(keys[0])), reader.positive(keys[1], reader.get(keys[1]))

@@ -138,7 +138,7 @@ class Embedder:
         return self.cut(self.tokenizer(prompted), on_long)
 
     def cut(self, batch: list[NDArray[Any] | RefembedError], on_long: str) -> list[NDArray[Any] | RefembedError]:
-        """Shorten what is longer than the context, keeping EOS, with one warning that counts; or make it a fault (TOK-7)."""
+        """Shorten what is longer than the context, keeping EOS, with one warning; or make it a fault (TOK-7)."""
         context = self.config.context
         result = list(batch)
         for index, ids in enumerate(batch):

@@ -1,4 +1,4 @@
-"""The model was trained with a task in front of every text. This table is the one place that says which (TOK-2, TOK-3)."""
+"""The model was trained with a task before every text. This table is the one place that says which (TOK-2, 3)."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -48,7 +48,7 @@ def model(small_folder):
 
 def ids_of(model, text: str) -> list[int]:
     """The ids of a text with nothing put before it."""
-    return model.tokenize([text], task=None)[0].tolist()
+    return model.tokenizer([text])[0].tolist()
 
 
 def test_tasks_are_the_cards() -> None:
@@ -60,7 +60,7 @@ def test_tasks_are_the_cards() -> None:
 def test_prompt_is_the_cards(model, task: str) -> None:
     """Texts of this task stand behind other words than in training: vectors look right and retrieve worse."""
     assert prompt_of(task, {}) + "{}" == CARD[task]
-    assert model.tokenize(["the end"], task=task)[0].tolist() == ids_of(model, CARD[task].format("the end"))
+    assert model.prepare(["the end"], task=task)[0].tolist() == ids_of(model, CARD[task].format("the end"))
 
 
 @pytest.mark.parametrize(("name", "task"), TASK_TYPES.items())
@@ -93,7 +93,9 @@ def test_names_are_matched_without_case(data, name: str) -> None:
     assert prompt_of(typed.replace(" ", space).replace("-", space), {}) + "{}" == CARD[NAMES[name]]
 
 
-@pytest.mark.parametrize("task", ["", " ", "search", "query:", "passage", "task: search result | query: ", 3, ["query"]])
+@pytest.mark.parametrize(
+    "task", ["", " ", "search", "query:", "passage", "task: search result | query: ", 3, ["query"]]
+)
 def test_unknown_task_lists_the_tasks(model, task) -> None:
     """A mistyped task embeds with some other prompt, or the error leaves the user guessing."""
     with pytest.raises(refembed.RefembedError) as caught:
@@ -106,7 +108,7 @@ def test_unknown_task_lists_the_tasks(model, task) -> None:
 def test_titles(model) -> None:
     """A document's title does not stand where the model was trained to find it, or a missing one is not "none"."""
     titles = ["the end", None, "", "a | text: b", " "]
-    found = model.tokenize(["in the air"] * 5, titles=titles)
+    found = model.prepare(["in the air"] * 5, titles=titles)
     written = ["the end", "none", "none", "a | text: b", " "]
     assert [ids.tolist() for ids in found] == [ids_of(model, f"title: {title} | text: in the air") for title in written]
 
@@ -122,32 +124,34 @@ def test_title_of_a_single_text(model) -> None:
 def test_titles_go_with_every_name_of_the_document_task(model) -> None:
     """Titles are refused for documents under MTEB's name for them."""
     for task in ("document", "Document", "Retrieval-document"):
-        assert model.tokenize(["x"], task=task, titles=["t"])[0].tolist() == ids_of(model, "title: t | text: x")
+        assert model.prepare(["x"], task=task, titles=["t"])[0].tolist() == ids_of(model, "title: t | text: x")
 
 
 def test_no_titles_is_no_title(model) -> None:
     """titles=None and a list of None are two kinds of untitled document."""
-    np.testing.assert_array_equal(model.encode_document(["x", "y"]), model.encode_document(["x", "y"], titles=[None, ""]))
+    np.testing.assert_array_equal(
+        model.encode_document(["x", "y"]), model.encode_document(["x", "y"], titles=[None, ""])
+    )
 
 
 def test_own_prompt(model) -> None:
     """Your own words are changed, or a task's are put before or behind them."""
-    assert model.tokenize(["end"], prompt="see: ")[0].tolist() == ids_of(model, "see: end")
-    assert model.tokenize(["end"], prompt="")[0].tolist() == ids_of(model, "end")
-    assert model.tokenize(["end"], task=None, prompt="see: ")[0].tolist() == ids_of(model, "see: end")
+    assert model.prepare(["end"], prompt="see: ")[0].tolist() == ids_of(model, "see: end")
+    assert model.prepare(["end"], prompt="")[0].tolist() == ids_of(model, "end")
+    assert model.prepare(["end"], task=None, prompt="see: ")[0].tolist() == ids_of(model, "see: end")
 
 
 @given(prompt=some.text("abc {}%|:", max_size=12), text=some.text("abc {}%|:", max_size=12))
 def test_prompt_and_text_are_joined_as_they_are(model, prompt: str, text: str) -> None:
     """Braces or per cent signs are taken for a format, or white space where they meet is touched."""
-    assert model.tokenize([text], prompt=prompt)[0].tolist() == ids_of(model, prompt + text)
-    found = model.tokenize([text], titles=[prompt])[0].tolist()
+    assert model.prepare([text], prompt=prompt)[0].tolist() == ids_of(model, prompt + text)
+    found = model.prepare([text], titles=[prompt])[0].tolist()
     assert found == ids_of(model, f"title: {prompt or 'none'} | text: {text}")
 
 
 def test_no_task_is_no_prompt(model) -> None:
     """task=None still puts something before the text."""
-    assert model.tokenize(["a"], task=None)[0].tolist() == [2, 6, 1]
+    assert model.prepare(["a"], task=None)[0].tolist() == [2, 6, 1]
     assert prefixes(2, None, None, None, {}) == ["", ""]
 
 
@@ -173,7 +177,15 @@ def test_what_excludes_each_other(model, options) -> None:
 
 @pytest.mark.parametrize(
     ("titles", "index"),
-    [([], None), (["t"], None), (["t", "u", "v"], None), ("tu", None), (["t", 3], 1), ([b"t", "u"], 0), (["t", float("nan")], 1)],
+    [
+        ([], None),
+        (["t"], None),
+        (["t", "u", "v"], None),
+        ("tu", None),
+        (["t", 3], 1),
+        ([b"t", "u"], 0),
+        (["t", float("nan")], 1),
+    ],
 )
 def test_titles_are_one_each(model, titles, index) -> None:
     """Titles slide to other texts, or something that is no text becomes a title."""
@@ -191,6 +203,6 @@ def test_the_checkpoints_own_prompts_come_first(tmp_path) -> None:
     written = {"query": "find: ", "QUERY": "find: ", "lyrics search": "song: ", "classification": "kind: "}
     written |= {"document": "title: none | text: ", "clustering": "task: clustering | query: "}
     for task, prompt in written.items():
-        assert model.tokenize(["x"], task=task)[0].tolist() == ids_of(model, prompt + "x"), task
+        assert model.prepare(["x"], task=task)[0].tolist() == ids_of(model, prompt + "x"), task
     np.testing.assert_array_equal(model.encode_query("x"), model.encode("find: x", task=None))
     np.testing.assert_array_equal(model.encode_query("x", prompt=""), model.encode("x", task=None))

@@ -1,4 +1,6 @@
-"""The real weights against what others computed: the model card, sentence-transformers, transformers, published scores."""
+"""The real weights against others: the model card, sentence-transformers, transformers, published scores."""
+
+# ruff: noqa: RUF001 - letters that look alike are what some of these tests are about
 
 import gzip
 import random
@@ -26,12 +28,12 @@ PER_NUMBER = 2e-6  # independent float32 implementations are up to 5.8e-7 from f
 TASKS = ("query", "document", None)
 LENGTHS = (3, 255, 256, 257, 258, 259, 600, 2049)  # around the sliding layers' reach of 256, and past the context
 # each is one token behind a space, which exact_text checks
-WORDS = """time year people way day man thing woman life child world school state family student group country problem
-hand part place case week company system program question work government number night point home water room mother
-area money story fact month lot right study book eye job word business issue side kind head house service friend father
-power hour game line end member law car city community name president team minute idea kid body information back parent
-face others level office door health person art war history party result change morning reason research girl guy moment
-air teacher force education""".split()
+WORDS = """
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work government number night point home water room mother area money
+story fact month lot right study book eye job word business issue side kind head house service friend father power hour
+game line end member law car city community name president team minute idea body information back parent face others
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,10 @@ def exact_text(tokens: int, before: str, peer_tokenizer) -> str:
     It is random common words with single spaces, of which the first goes with the prompt and every other is one token;
     that the sum comes out is transformers' count, not ours.
     """
-    words = random.Random(tokens)
-    text = words.choice(WORDS)
+    generator, words = random.Random(tokens), WORDS.split()
+    text = generator.choice(words)
     first = len(peer_tokenizer(before + text)["input_ids"])
-    text = " ".join([text, *words.choices(WORDS, k=max(0, tokens - first))])
+    text = " ".join([text, *generator.choices(words, k=max(0, tokens - first))])
     assert len(peer_tokenizer(before + text)["input_ids"]) == max(tokens, first)
     return text
 
@@ -127,7 +129,7 @@ def test_cut_keeps_bos_and_eos(real, peer_tokenizer) -> None:
     """A text beyond the context loses its EOS, or keeps its end in place of its beginning."""
     text = exact_text(2600, "", peer_tokenizer)
     with pytest.warns(UserWarning, match="cut"):
-        ours = real.cut(real.tokenize([text], task=None))[0]
+        ours = real.prepare([text], task=None)[0]
     theirs = peer_tokenizer(text, truncation=True, max_length=2048)["input_ids"]
     assert ours.tolist() == theirs
     assert (ours[0], ours[-1], len(ours)) == (2, 1, 2048)
@@ -149,28 +151,30 @@ def test_sts_benchmark(real, data) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- tokens
 NASTY = [
-    *("", " ", "  ", "   ", "\t", "\n", "\r\n", "\n\n\n", "\x00", "\ufeff", "\u2581", "\u2581\u2581a", "\u00a0", "\u3000"),
+    *("", " ", "  ", "   ", "\t", "\n", "\r\n", "\n\n\n", "\x00", "\ufeff", "\u2581", "\u2581\u2581a", "\u00a0"),
     *(" leading", "  two leading", "trailing ", "double  space", "\ttab\tand\nnewline", "a" + " " * 40 + "b"),
     *("\n" * 40 + "x", "\t" * 40, " \n \n ", "x\r\ny\rz", "zero\u200bwidth\u200djoiner\u2060", "soft\u00adhyphen"),
-    *("🚀", "👩‍👩‍👧‍👦 family", "🏳️‍🌈🇨🇭", "é e\u0301 ệ e\u0302\u0323", "ﬁ ﬀ Ⅷ ½ ①", "ｆｕｌｌ　ｗｉｄｔｈ", "Z͑ͫ̓ͪ̂ͫ̽a̴l̵g̶o"),
-    *("你好，世界！", "こんにちは世界", "안녕하세요 세계", "한글", "\u1112\u1161\u11ab", "שלום עולם", "مرحبا بالعالم", "नमस्ते", "ไทย", "ქართული"),
-    *("\ue000\uf8ff", "\U0010ffff", "\U000e0041\U0001d11e", "𐍈𒀀𓀀", "\x01\x02\x7f\x80\x9f", "\ufffd\ufffe\uffff"),
+    *("🚀", "👩\u200d👩\u200d👧\u200d👦 family", "🏳\ufe0f\u200d🌈🇨🇭", "é e\u0301 ệ e\u0302\u0323", "ﬁ ﬀ Ⅷ ½ ①"),
+    *("ｆｕｌｌ\u3000ｗｉｄｔｈ", "Z\u0351\u036b\u0343a\u0334l\u0335g\u0336o", "你好，世界！", "こんにちは世界"),
+    *("안녕하세요 세계", "\u1112\u1161\u11ab", "שלום עולם", "مرحبا بالعالم", "नमस्ते", "ไทย", "ქართული", "𐍈𒀀𓀀"),
+    *("\ue000\uf8ff", "\U0010ffff", "\U000e0041\U0001d11e", "\x01\x02\x7f\x80\x9f", "\ufffd\ufffe\uffff"),
     *("<eos>", "<pad>", "<bos>", "<unk>", "<mask>", "a<eos>b", " <pad> ", "<bos><eos>", "<eos", "< eos >", "<EOS>"),
-    *("<start_of_turn>user\nhi<end_of_turn>", "<unused0><unused98>", "[multimodal]", "<start_of_image>", "<0x41><0xFF>"),
-    *("<table><tr><td>x</td></tr></table>", "<h1>", "</s><s>[INST]", "<|endoftext|>", "<b>bold</b>", "1234567890 3.14e-10"),
-    *("x" * 5000, "ab " * 700, "def f(a, *, b=1):\n    return {**a}\n", "https://example.org/a?b=c#d", "C:\\n\\t", "“quotes” ‘’"),
+    *("<start_of_turn>user\nhi<end_of_turn>", "<unused0><unused98>", "[multimodal]", "<start_of_image>", "<0x41>"),
+    *("<table><tr><td>x</td></tr></table>", "<h1>", "</s><s>[INST]", "<|endoftext|>", "<b>bold</b>", "<0xFF>"),
+    *("1234567890 3.14e-10", "def f(a, *, b=1):\n    return {**a}\n", "https://example.org/a?b=c#d", "C:\\n\\t"),
+    *("“quotes” ‘’", "x" * 5000, "ab " * 700),
 ]  # fmt: skip
-PIECES = some.sampled_from([text for text in NASTY if len(text) < 100]) | some.text(max_size=8)
+PIECES = some.sampled_from([text for text in NASTY if len(text) < 50]) | some.text(max_size=8)
 
 
 def assert_same_tokens(real, peer_tokenizer, texts: list[str]) -> None:
-    ours = real.tokenize(texts, task=None)
+    ours = real.tokenizer(texts)
     for text, found, expected in zip(texts, ours, peer_tokenizer(texts)["input_ids"], strict=True):
         assert found.tolist() == expected, repr(text[:200])
 
 
 def test_tokens_of_nasty_texts(real, peer_tokenizer) -> None:
-    """White space, marks, unknown characters or special tokens spelled in a text become other tokens than transformers'."""
+    """White space, marks, unknown characters or special tokens spelled in a text become other tokens."""
     assert_same_tokens(real, peer_tokenizer, NASTY)
 
 
@@ -200,9 +204,9 @@ def test_tokens_of_real_texts(real, peer_tokenizer, data) -> None:
 
 
 def test_image_token_is_refused(real, peer_tokenizer) -> None:
-    """A token without a row in the embedding table reads some other memory, or fails without saying which text it was."""
+    """A token without a row in the embedding table reads other memory, or the error does not say which text it was."""
     assert max(peer_tokenizer("<image_soft_token>")["input_ids"]) == real.config.vocabulary
-    with pytest.raises(refembed.RefembedError, match=r"text 1 spells <image_soft_token>") as caught:
+    with pytest.raises(refembed.RefembedError, match="text 1: spells <image_soft_token>") as caught:
         real.encode(["fine", "an <image_soft_token> here"])
     assert (caught.value.id, caught.value.index) == ("text-token", 1)
 
@@ -213,7 +217,7 @@ import resource, sys, refembed
 model = refembed.load(sys.argv[1], backend="numpy")
 for tokens in (18, 122):
     text = "dog" + " dog" * (tokens - 3)
-    assert len(model.tokenize([text], task=None)[0]) == tokens
+    assert len(model.tokenizer([text])[0]) == tokens
     model.encode([text], task=None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -16,8 +16,8 @@ import refembed
 from refembed import tokenizer as module
 from refembed.tokenizer import Tokenizer
 
-TEXTS = some.lists(some.text(max_size=20) | some.text("the in<eos>pad_mask", max_size=30), max_size=8)
-SAMPLES = ["", "the in", "a the", " x  y ", "in <eos> the", "q" * 30, "Ünïcode ✓", "<mask><bos>\n\t"]
+TEXTS = some.lists(some.text(max_size=20) | some.text("the in<eos>pad_bk", max_size=30), max_size=8)
+SAMPLES = ["", "the in", "a the", " x  y ", "in <eos> the", "q" * 30, "Ünïcode ✓", "<bos>\n\t"]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def ids_of(tokenizer, texts) -> list[list[int]]:
         ("the in", [33, 5, 34]),
         ("the a", [33, 35]),
         ("th<eos>in", [32, 1, 34]),
-        ("<pad><bos><unk><mask>", [0, 2, 3, 4]),
-        ("<mask> a", [4, 35]),
+        ("<pad><bos><unk> a", [0, 2, 3, 35]),
+        ("✓q", [3, 22]),
         ("a\n", [6, 36 + 0x0A]),
     ],
 )
@@ -108,7 +108,7 @@ OTHER_ENDS = {
     ids=lambda planted: "+".join(planted),
 )
 def test_settings_in_the_file_do_not_leak_in(model, tmp_path, planted) -> None:
-    """What some library saved beside the vocabulary cuts, pads or ends every text (an exported GGUF loses EOS this way)."""
+    """What a library saved beside the vocabulary cuts, pads or ends every text."""
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(json.loads(tokenizer_json(SMALL.vocabulary)) | planted))
     changed = [one.ids for one in Library.from_file(str(file)).encode_batch(SAMPLES)]
@@ -144,10 +144,12 @@ def test_kinds_of_sequence(model, texts) -> None:
     np.testing.assert_array_equal(model.encode(texts), model.encode(["a", "the"]))
 
 
-@pytest.mark.parametrize("bad", [None, 3, 1.5, b"bytes", ["list"], ("a", "b"), float("nan"), np.int64(1), object()], ids=repr)
+@pytest.mark.parametrize(
+    "bad", [None, 3, 1.5, b"bytes", ["list"], ("a", "b"), float("nan"), np.int64(1), object()], ids=repr
+)
 def test_not_a_string(model, bad) -> None:
     """Something that is no text is embedded as if it were, or the error does not say which one it was."""
-    with pytest.raises(refembed.RefembedError, match="text 2 is ") as caught:
+    with pytest.raises(refembed.RefembedError, match="text 2: is ") as caught:
         model.encode(["fine", "fine too", bad, "fine", 7])
     assert (caught.value.id, caught.value.index) == ("text-type", 2)
     assert type(bad).__name__ in str(caught.value)
@@ -164,7 +166,7 @@ def test_not_a_sequence(model, bad) -> None:
 @pytest.mark.parametrize("bad", ["\ud800", "fine \udfff", "\udc80abc"])
 def test_lone_surrogates(model, bad: str) -> None:
     """Half a character, as os.fsdecode leaves them, is embedded as something else or ends in a library's panic."""
-    with pytest.raises(refembed.RefembedError, match="text 1 is not valid Unicode") as caught:
+    with pytest.raises(refembed.RefembedError, match="text 1: is not valid Unicode") as caught:
         model.encode(["fine", bad])
     assert (caught.value.id, caught.value.index) == ("text-encoding", 1)
 
@@ -178,7 +180,7 @@ def test_lone_surrogate_in_a_prompt_or_title(model) -> None:
 
 
 def test_token_without_a_vector(tmp_path) -> None:
-    """An added token beyond the embedding table reads other memory; it must be an error, and only where it is spelled."""
+    """An added token beyond the embedding table reads other memory; it is an error, and only where it is spelled."""
     folder = write_checkpoint(tmp_path)
     library = Library.from_str(tokenizer_json(SMALL.vocabulary))
     library.add_special_tokens([AddedToken("<image_soft_token>", normalized=False)])
@@ -186,14 +188,14 @@ def test_token_without_a_vector(tmp_path) -> None:
     library.save(str(folder / "tokenizer.json"))
     model = refembed.load(folder, backend="numpy")
     assert model.encode(["fine"]).shape == (1, 40)
-    with pytest.raises(refembed.RefembedError, match="text 1 spells <image_soft_token>") as caught:
+    with pytest.raises(refembed.RefembedError, match="text 1: spells <image_soft_token>") as caught:
         model.encode(["fine", "an <image_soft_token>", "fine"])
     assert (caught.value.id, caught.value.index) == ("text-token", 1)
 
 
 def test_pieces(model) -> None:
     """The written form shown for a token is another token's."""
-    assert model.tokenizer.pieces(model.tokenizer(["the a<mask>"])[0]) == ["<bos>", "the", "▁a", "<mask>", "<eos>"]
+    assert model.tokenizer.pieces(model.tokenizer(["the a<pad>"])[0]) == ["<bos>", "the", "▁a", "<pad>", "<eos>"]
 
 
 # ------------------------------------------------------------------------------------------------------- the context
@@ -201,11 +203,11 @@ def test_pieces(model) -> None:
 def test_cut_keeps_the_beginning_and_eos(model, lengths: list[int]) -> None:
     """A long text loses its EOS or its beginning, a short one is touched, or the warning miscounts."""
     texts = ["ab" * (length // 2) + "c" * (length % 2) for length in lengths]
-    whole = model.tokenize(texts, task=None)
+    whole = model.tokenizer(texts)
     long = sum(length + 2 > SMALL.context for length in lengths)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cut = model.cut(whole)
+        cut = model.prepare(texts, task=None)
     for before, after in zip(whole, cut, strict=True):
         written = before.tolist()
         assert after.tolist() == (written if len(written) <= 64 else [*written[:63], 1])
@@ -214,7 +216,7 @@ def test_cut_keeps_the_beginning_and_eos(model, lengths: list[int]) -> None:
 
 
 def test_encode_warns_once(model) -> None:
-    """Cutting goes unsaid, or floods the screen: three long texts of five are one warning, shown at the caller's line."""
+    """Cutting goes unsaid, or floods the screen: three long texts are one warning, at the caller's line."""
     texts = ["a" * 62, "b" * 63, "c", "d" * 100, "e" * 5000]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -229,17 +231,17 @@ def test_encode_warns_once(model) -> None:
 
 def test_prompt_counts_towards_the_context(model) -> None:
     """A prompt pushes a text beyond the context unseen."""
-    room = SMALL.context - 2 - len("see: ")
-    model.encode(["a" * room], prompt="see: ", on_long="error")
+    room = SMALL.context - 2 - len("see:")
+    model.encode(["b" * room], prompt="see:", on_long="error")
     with pytest.raises(refembed.RefembedError):
-        model.encode(["a" * (room + 1)], prompt="see: ", on_long="error")
+        model.encode(["b" * (room + 1)], prompt="see:", on_long="error")
 
 
 def test_long_texts_refused(model) -> None:
     """on_long="error" cuts all the same, or does not say which text and how long."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(refembed.RefembedError, match="text 2 has 72 tokens, at most 64 fit") as caught:
+        with pytest.raises(refembed.RefembedError, match="text 2: has 72 tokens, at most 64 fit") as caught:
             model.encode(["a", "b" * 62, "c" * 70, "d" * 80], task=None, on_long="error")
     assert (caught.value.id, caught.value.index) == ("text-too-long", 2)
 

@@ -57,7 +57,7 @@ def attention(
     x        (tokens, width)  after input_layernorm
     returns  (tokens, width)
 
-    Source: ATT-1, ROT-4. Trap: query and key are normed before they are turned; (1 + w) and rotation do not commute (F6).
+    Source: ATT-1, ROT-4. Trap: query and key are normed before they are turned: (1 + w) does not commute (F6).
     """
     name, weight = f"layer.{index:02d}.attention", f"layers.{index}.self_attn.{{}}.weight".format
     query = split_heads(linear(x, parameters[weight("q_proj")]), config.head)  # (heads, tokens, head)
