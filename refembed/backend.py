@@ -3,6 +3,7 @@
 A third party adds one by naming a Backend object in that group; nothing here knows the backends by name.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -64,7 +65,7 @@ def find_backends() -> list[Found]:
     from importlib.metadata import entry_points  # 15 ms, not spent by an import of refembed alone
 
     found = [open_backend(point.name, point) for point in entry_points(group=GROUP)]
-    return sorted(found, key=lambda one: (-(one.backend.priority if one.backend else -1), one.name))
+    return sorted(found, key=lambda one: (-(one.backend.priority if one.backend else math.inf), one.name))
 
 
 def open_backend(name: str, point: Any) -> Found:
@@ -75,7 +76,10 @@ def open_backend(name: str, point: Any) -> Found:
         return Found(name, None, f"cannot be imported: {type(error).__name__}: {error}")
     if not isinstance(backend, Backend):
         return Found(name, None, f"{point.value} is no refembed backend")
-    return Found(name, backend, backend.why_not())
+    try:
+        return Found(name, backend, backend.why_not())
+    except Exception as error:
+        return Found(name, backend, f"cannot tell whether it runs: {type(error).__name__}: {error}")
 
 
 def choose_backend(name: str | None) -> tuple[Backend, str]:

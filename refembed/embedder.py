@@ -25,6 +25,7 @@ TRIAL = (
     "is google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
 )
 TOKENS_AT_ONCE = 16_384  # handed to a backend in one call, so that memory does not grow with the number of texts
+TINY = np.finfo(np.float64).tiny  # a vector of zeros has cosine 0 with everything
 Vectors = NDArray[np.float32]
 
 
@@ -91,7 +92,7 @@ class Embedder:
         texts           one text, or a sequence of them
         task            whose prompt goes before each text: "document", "query", "clustering" ..., or one of MTEB's task
                         types; case does not matter; None for no prompt
-        prompt          your own words before each text, in place of a task's
+        prompt          your own words before each text; task then does not matter
         titles          one for each text, for documents only; None where a text has none
         dimensions      keep the first numbers only, and unit length: 512, 256 and 128 were trained for 768
         on_long         "cut" a text beyond the context at its end, keeping EOS, with one warning; or "error"
@@ -185,13 +186,17 @@ class Embedder:
 
 def similarity(first: ArrayLike, second: ArrayLike) -> Vectors:
     """The cosine of every pair: (n, d) and (m, d) give (n, m); a single vector counts as one row."""
-    tables = [np.atleast_2d(np.asarray(table)) for table in (first, second)]
+    try:
+        tables = [np.atleast_2d(np.asarray(table)) for table in (first, second)]
+    except ValueError as error:
+        raise RefembedError("vectors-invalid", f"similarity needs two tables of vectors: {error}") from error
     if any(table.ndim != 2 or table.dtype.kind != "f" for table in tables) or tables[0].shape[1] != tables[1].shape[1]:
         shapes = " and ".join(f"{table.shape} {table.dtype}" for table in tables)
         raise RefembedError(
             "vectors-invalid", f"similarity of {shapes}: two tables of floats, rows of one length, needed"
         )
-    unit = [table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12) for table in tables]
+    wide = [table.astype(np.float64) for table in tables]  # squares of any float32 fit
+    unit = [table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), TINY) for table in wide]
     return (unit[0] @ unit[1].T).astype(np.float32)
 
 
@@ -205,7 +210,7 @@ def raise_first(batch: list[NDArray[Any] | RefembedError]) -> list[NDArray[Any]]
 
 def check_texts(texts: object) -> list[str]:
     """Any sequence of texts as a list; the tokenizer checks each."""
-    if isinstance(texts, bytes | dict) or not hasattr(texts, "__iter__"):
+    if isinstance(texts, bytes | dict | set | frozenset) or not hasattr(texts, "__iter__"):
         raise RefembedError("text-type", f"texts is {type(texts).__name__}, a string or a sequence of strings needed")
     return list(texts)
 

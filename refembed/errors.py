@@ -52,7 +52,7 @@ ERRORS = {
     "titles-invalid": "titles are not one for each text, or not text",
     # options
     "option-task": "no task of this name",
-    "option-prompt": "task and prompt, or titles and another prompt, exclude each other",
+    "option-prompt": "a prompt is not text, or titles go with a prompt that has no place for them",
     "option-dimensions": "not a number of dimensions this model can give",
     "option-on-long": "on_long is neither cut nor error",
     "option-threads": "the number of threads cannot be used",

@@ -14,8 +14,10 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
 
     A folder that exists is taken first. Raises RefembedError where there is neither.
     """
+    if not isinstance(model, str | Path):
+        raise RefembedError("hub-name", f"model is {type(model).__name__}; give a folder, a hub id, or nothing")
     folder = Path(model).expanduser()
-    if isinstance(model, Path) or folder.is_dir():
+    if isinstance(model, Path) or (model and folder.is_dir()):
         return folder
     if not HUB_ID.fullmatch(model) or model.startswith((".", "~")):
         raise RefembedError("hub-name", f"{model!r} is neither a folder here nor a hub id (google/embeddinggemma-300m)")
@@ -24,12 +26,11 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
 
 def download(model: str, revision: str | None) -> Path:
     """Bring a hub model's files into the hub client's own cache, or find them there."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors, snapshot_download
 
-    page = f"{huggingface_hub.constants.ENDPOINT}/{model}"
+    page = f"{constants.ENDPOINT}/{model}"
     try:
-        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
     except errors.GatedRepoError as error:
         raise RefembedError(
             "hub-access", f"{model} is behind a licence: accept it at {page}, then run 'hf auth login' or set HF_TOKEN"
@@ -41,22 +42,25 @@ def download(model: str, revision: str | None) -> Path:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise RefembedError("hub-not-found", f"{model} has no revision {revision!r}; see {page}") from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        answer = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__  # a 403 comes as "not in cache"
+        status = getattr(getattr(answer, "response", None), "status_code", None)
         if status in (401, 403):
             raise RefembedError(
                 "hub-access", f"the hub refuses {model} ({status}): accept the licence at {page}, and check your token"
             ) from error
-        raise RefembedError("hub-unreachable", f"the hub answered {status} for {model}; try again later") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
+        if status:
+            raise RefembedError("hub-unreachable", f"the hub answered {status} for {model}; try again later") from error
+        if constants.HF_HUB_OFFLINE:
             raise RefembedError(
                 "hub-offline", f"{model} is not in the cache and HF_HUB_OFFLINE is set; unset it, or name a folder"
             ) from error
         raise RefembedError(
             "hub-unreachable", f"{model} is not in the cache, and the hub cannot be reached: {page}"
         ) from error
-    except (OSError, errors.HFValidationError) as error:
+    except errors.HFValidationError as error:
+        raise RefembedError("hub-name", f"{model!r} is no hub id: {str(error).splitlines()[0][:100]}") from error
+    except OSError as error:
         raise RefembedError(
             "hub-unreachable", f"{model} could not be fetched from {page}: {str(error)[:200]}"
         ) from error

@@ -49,7 +49,9 @@ def limit_threads(threads: int | None) -> int:
     Only the threadpoolctl package can set it once NumPy is imported.
     """
     if threads is None:
-        return int(os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        asked = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+        first = asked.partition(",")[0]  # one number for each level of nesting
+        return int(first) if first.isdecimal() and int(first) > 0 else os.cpu_count() or 1
     try:
         import threadpoolctl
     except ImportError as error:

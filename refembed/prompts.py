@@ -43,13 +43,16 @@ def plain(name: str) -> str:
 def prompt_of(task: str, own: Mapping[str, str]) -> str:
     """The prompt of a task by any of its names.
 
-    own      the checkpoint's own prompts, which come first
+    own      the checkpoint's own prompts by name: they come before this table's, for their aliases too
     """
-    table = PROMPTS | {alias: PROMPTS[task] for alias, task in ALIASES.items()} | dict(own)
-    found = {plain(name): prompt for name, prompt in table.items()}
-    if not isinstance(task, str) or plain(task) not in found:
+    known = PROMPTS | dict(own)
+    found = {plain(name): prompt for name, prompt in known.items()}
+    aliases = {plain(alias): plain(name) for alias, name in ALIASES.items()}
+    name = plain(task) if isinstance(task, str) else ""
+    name = name if name in found else aliases.get(name, "")
+    if name not in found:
         raise RefembedError("option-task", f"no task {task!r}; the tasks are {', '.join(PROMPTS)}")
-    return found[plain(task)]
+    return found[name]
 
 
 def prefixes(
@@ -70,7 +73,11 @@ def prefixes(
         return [before] * count
     if before != PROMPTS["document"]:
         raise RefembedError("option-prompt", f"titles go with the document prompt only, not with {before!r}")
-    if isinstance(titles, str) or len(titles) != count:
+    if isinstance(titles, str) or not isinstance(titles, Sequence):
+        raise RefembedError(
+            "titles-invalid", f"titles is {type(titles).__name__}; give a list of one title for each text"
+        )
+    if len(titles) != count:
         raise RefembedError("titles-invalid", f"{len(titles)} titles for {count} texts; give one each, or None")
     for index, title in enumerate(titles):
         if not isinstance(title, str | None):

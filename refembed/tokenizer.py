@@ -53,7 +53,7 @@ class Tokenizer:
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             part = texts[start : start + TEXTS_AT_ONCE]
             faults = {index: fault for index, text in enumerate(part) if (fault := fault_of(text, start + index))}
-            good = [str(text) for index, text in enumerate(part) if index not in faults]
+            good = [str.__str__(text) for index, text in enumerate(part) if index not in faults]
             found = iter(self.library.encode_batch_fast(good, add_special_tokens=False))
             results += [faults.get(index) or self.finish(next(found).ids, start + index) for index in range(len(part))]
         return results

@@ -101,7 +101,7 @@ def test_agrees_with_sentence_transformers_at_exact_lengths(real, peer, peer_tok
 def test_agrees_with_sentence_transformers_on_a_mixed_batch(real, peer, peer_tokenizer, task) -> None:
     """A text's vector depends on the texts beside it, or comes back at another place."""
     before = "" if task is None else peer.prompts[task]
-    texts = [exact_text(length, before, peer_tokenizer) for length in (40, 3, 300, 120, 257, 3, 18)]
+    texts = [exact_text(length, before, peer_tokenizer) for length in (40, 3, 120, 260, 18)]
     texts += ["", " ", CARD_QUERY, "Grüße aus Zürich — 你好，世界! 🚀", "def f(x):\n\treturn x  # twice\n"]
     same_vectors(real.encode(texts, task=task), peer.encode(texts, prompt_name=task, batch_size=len(texts)))
 
@@ -229,7 +229,7 @@ def test_peak_memory(weights) -> None:
 
     A shell stands between, because a process started from this one inherits this one's ru_maxrss through exec.
     """
-    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", PEAK, str(weights)]
+    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-P", "-c", PEAK, str(weights)]
     peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert peak <= 800, f"{peak:.0f} MiB"
 
