@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -63,9 +64,9 @@ class Checkpoint:
 
     @property
     def stamp(self) -> str:
-        """Sizes and times of the files behind the digest: cheap, and the same only while none of them is rewritten."""
-        stats = [(self.folder / name).stat() for name in (*DIGESTED, "config.json")]
-        return " ".join(f"{stat.st_size}@{stat.st_mtime_ns}" for stat in stats)
+        """Sizes and times of all the files: cheap, and the same only while none of them is rewritten, comes or goes."""
+        stats = {name: (self.folder / name).stat() for name in FILES if (self.folder / name).exists()}
+        return " ".join(f"{name}:{stat.st_size}@{stat.st_mtime_ns}" for name, stat in stats.items())
 
     @cached_property
     def digest(self) -> str:
@@ -82,7 +83,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises RefembedError with one line that names the file or tensor, what was found and what is needed.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib's own raises where a name is too long for any file
         raise RefembedError("folder-missing", f"{folder} is not a folder; give a model folder or a hub id org/name")
     refuse_other_weights(folder)
     check_modules(folder)
@@ -94,8 +95,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 f"{folder / name / WEIGHTS} is not there; every vector needs both dense matrices",
             )
         tensors = open_tensors(folder / name / WEIGHTS)
-        if set(tensors) != {"linear.weight"} or tensors["linear.weight"].stored.ndim != 2:
-            found = {key: tensor.stored.shape for key, tensor in tensors.items()}
+        found = {key: tensor.stored.shape for key, tensor in tensors.items()}
+        if set(found) != {"linear.weight"} or len(found["linear.weight"]) != 2 or 0 in found["linear.weight"]:
             raise RefembedError(
                 "dense-unsupported", f"{folder / name / WEIGHTS} holds {found}; one matrix linear.weight is needed"
             )

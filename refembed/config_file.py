@@ -1,7 +1,7 @@
 """From a model folder's JSON files to the reference's Config, refusing what is not EmbeddingGemma."""
 
 import json
-import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Reader:
         if type(value) not in (int, float):
             raise self.refuse("config-type", key, value, "a number is needed")
         assert isinstance(value, int | float)
-        if not 0 < value < math.inf:
+        if not 0 < value <= sys.float_info.max:  # a whole number in JSON may be beyond any float
             raise self.refuse("config-range", key, value, "a finite number above 0 is needed")
         return float(value)
 
@@ -211,9 +211,11 @@ def read_pooler(folder: Path) -> str:
     """Which pooler 1_Pooling/config.json names; the mean where the file is not there (POOL-5)."""
     file = folder / "1_Pooling" / "config.json"
     settings = read_json(file, required=False)
-    named = settings.get("pooling_mode") or [mode for key, mode in OLD_POOLING_KEYS.items() if settings.get(key)]
-    modes = [named] if isinstance(named, str) else named or ["mean"]
-    if modes[0] not in POOLERS or len(modes) > 1 or settings.get("include_prompt", True) is not True:
+    old = [mode for key, mode in OLD_POOLING_KEYS.items() if settings.get(key)]
+    said = any(key.startswith("pooling_mode") for key in settings)  # where nothing is said, it is the mean
+    named = settings.get("pooling_mode", old if said else "mean")
+    modes = named if isinstance(named, list) else [named]
+    if len(modes) != 1 or modes[0] not in list(POOLERS) or settings.get("include_prompt", True) is not True:
         raise RefembedError(
             "pooling-unsupported",
             f"{file}: pooling {modes}, include_prompt {settings.get('include_prompt', True)}; "
@@ -224,10 +226,11 @@ def read_pooler(folder: Path) -> str:
 
 def check_modules(folder: Path) -> None:
     """modules.json, where there is one, must be the released pipeline; both dense modules plain matrices."""
-    modules = read_json(folder / "modules.json", list, required=False)
+    file = folder / "modules.json"
+    modules = read_json(file, list, required=False)
     kinds = [str(entry.get("type") if isinstance(entry, dict) else entry).rpartition(".")[2] for entry in modules]
-    if modules and kinds != MODULES:
-        raise RefembedError("modules-unsupported", f"{folder / 'modules.json'} lists {kinds}, {MODULES} needed")
+    if file.exists() and kinds != MODULES:
+        raise RefembedError("modules-unsupported", f"{file} lists {kinds}, {MODULES} needed")
     for name in ("2_Dense", "3_Dense"):
         file = folder / name / "config.json"
         settings = read_json(file, required=False)

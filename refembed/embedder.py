@@ -210,9 +210,12 @@ def raise_first(batch: list[NDArray[Any] | RefembedError]) -> list[NDArray[Any]]
 
 def check_texts(texts: object) -> list[str]:
     """Any sequence of texts as a list; the tokenizer checks each."""
-    if isinstance(texts, bytes | dict | set | frozenset) or not hasattr(texts, "__iter__"):
-        raise RefembedError("text-type", f"texts is {type(texts).__name__}, a string or a sequence of strings needed")
-    return list(texts)
+    try:
+        if not isinstance(texts, bytes | dict | set | frozenset):
+            return list(texts)  # type: ignore[call-overload]
+    except TypeError:  # neither a number nor an array of no axes can be gone through
+        pass
+    raise RefembedError("text-type", f"texts is {type(texts).__name__}, a string or a sequence of strings needed")
 
 
 def schedule(lengths: Sequence[int]) -> list[list[int]]:

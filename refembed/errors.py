@@ -76,6 +76,19 @@ ERRORS = {
 }
 
 
+LONGEST_REASON = 800
+
+
+def printable(text: str) -> str:
+    """A text on one line, without the codes a terminal obeys: names and values come from files nobody here wrote."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def shortened(reason: str) -> str:
+    """The two ends of a reason that holds some endless value."""
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:500]} ... {reason[-250:]}"
+
+
 class RefembedError(ValueError):
     """What refembed raises for bad input.
 
@@ -86,6 +99,7 @@ class RefembedError(ValueError):
 
     def __init__(self, id: str, reason: str, index: int | None = None) -> None:
         assert id in ERRORS, id
+        reason = shortened(printable(reason))
         super().__init__(reason if index is None else f"text {index}: {reason}")
         self.id = id
         self.reason = reason

@@ -1,5 +1,6 @@
 """From a hub id to a folder: the Hugging Face hub's own client, its cache, its offline flag and its token."""
 
+import os
 import re
 from pathlib import Path
 
@@ -14,12 +15,11 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
 
     A folder that exists is taken first. Raises RefembedError where there is neither.
     """
-    if not isinstance(model, str | Path):
-        raise RefembedError("hub-name", f"model is {type(model).__name__}; give a folder, a hub id, or nothing")
-    folder = Path(model).expanduser()
-    if isinstance(model, Path) or (model and folder.is_dir()):
-        return folder
-    if not HUB_ID.fullmatch(model) or model.startswith((".", "~")):
+    if isinstance(model, str | Path):  # os.path, since pathlib's own raise for an unknown user and too long a name
+        folder = Path(os.path.expanduser(model))
+        if isinstance(model, Path) or (model and os.path.isdir(folder)):
+            return folder
+    if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model.startswith((".", "~")):
         raise RefembedError("hub-name", f"{model!r} is neither a folder here nor a hub id (google/embeddinggemma-300m)")
     return download(model, revision)
 

@@ -25,9 +25,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = None
     try:
+        path = Path(os.path.realpath(path))  # through a link, which stays
         if path.is_dir():
             raise IsADirectoryError(None, "is a folder")
-        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".refembed-", delete=False)  # noqa: SIM115
         temporary = Path(handle.name)
         with handle:
             yield handle
@@ -44,12 +45,38 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def is_device(path: str) -> bool:
+    """A pipe, /dev/null, /dev/stdout."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def check_output(path: str | None) -> None:
+    """Raise now what writing there would raise after all the embedding."""
+    if path is None or path == "-" or is_device(path):
+        return
+    target = Path(os.path.realpath(path))
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(None, "is a folder")
+        target.exists()  # raises where the name is too long
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".refembed-"):
+            pass
+    except OSError as error:
+        raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
+
+
 @contextmanager
 def open_output(path: str | None) -> Iterator[IO[bytes]]:
-    """Standard output where no path is given."""
+    """Standard output where no path is given; a pipe or device is written to, never replaced."""
     if path is None or path == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
+    elif is_device(path):
+        try:
+            with open(path, "wb") as handle:
+                yield handle
+        except OSError as error:
+            raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
     else:
         with whole_file(Path(path)) as handle:
             yield handle

@@ -73,7 +73,7 @@ def prefixes(
         return [before] * count
     if before != PROMPTS["document"]:
         raise RefembedError("option-prompt", f"titles go with the document prompt only, not with {before!r}")
-    if isinstance(titles, str) or not isinstance(titles, Sequence):
+    if isinstance(titles, str) or not hasattr(titles, "__len__"):
         raise RefembedError(
             "titles-invalid", f"titles is {type(titles).__name__}; give a list of one title for each text"
         )

@@ -18,25 +18,22 @@ ENDING = ".refembed.safetensors"
 def corpus_vectors(
     model: Embedder,
     corpus: Path,
-    texts: list[str],
-    titles: list[str | None],
+    batch: list[NDArray[Any]],
     dimensions: int | None,
     show_progress: bool,
 ) -> tuple[NDArray[Any], str | None]:
     """The vectors of a corpus, from the file kept beside it where that still fits, else embedded and kept.
 
-    texts     what was read from the corpus file, in order; titles with them
+    batch     texts arrays (tokens_i,): the ids say what prompt, titles, tokenizer and context made of the corpus
     returns   (texts, dimensions), and why they could not be kept, if so
     """
     kept = corpus.with_name(corpus.name + ENDING)
-    content = hashlib.sha256(json.dumps([texts, titles, model.check_dimensions(dimensions)]).encode()).hexdigest()
+    size = model.check_dimensions(dimensions)
+    content = hashlib.sha256(json.dumps([size, [ids.tolist() for ids in batch]]).encode()).hexdigest()
     found = read_kept(kept, content, model)
     if found is not None:
         return found, None
-    untitled = all(title is None for title in titles)
-    vectors = model.encode_document(
-        texts, titles=None if untitled else titles, dimensions=dimensions, show_progress=show_progress
-    )
+    vectors = model.encode_tokens(batch, size, show_progress)
     try:
         write_kept(kept, content, model, vectors)
     except RefembedError as error:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_texts(source: str, text_field: str | None = None, title_field: str | No
                     rows.append(read_line(place, line))
                 elif line is None or line.strip():
                     rows.append(read_object(place, line, text_field or "text", title_field))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RefembedError("input-missing", f"{source}: {getattr(error, 'strerror', None) or error}") from error
     return rows
 

@@ -54,7 +54,10 @@ class Tokenizer:
             part = texts[start : start + TEXTS_AT_ONCE]
             faults = {index: fault for index, text in enumerate(part) if (fault := fault_of(text, start + index))}
             good = [str.__str__(text) for index, text in enumerate(part) if index not in faults]
-            found = iter(self.library.encode_batch_fast(good, add_special_tokens=False))
+            try:
+                found = iter(self.library.encode_batch_fast(good, add_special_tokens=False))
+            except BaseException as error:
+                raise not_a_tokenizer(self.file, error) from error
             results += [faults.get(index) or self.finish(next(found).ids, start + index) for index in range(len(part))]
         return results
 
@@ -74,20 +77,32 @@ class Tokenizer:
 def load_library_tokenizer(file: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
-    if not file.is_file():
+    if not file.exists():
         raise RefembedError("file-missing", f"{file} is not there; a checkpoint folder needs it")
+    try:
+        with file.open("rb") as handle:
+            handle.read(1)
+    except OSError as error:
+        raise RefembedError("file-unreadable", f"{file}: {error.strerror or error}") from error
     if file.stat().st_size > LARGEST_FILE:
         raise RefembedError(
             "file-too-large", f"{file} has {file.stat().st_size} bytes, at most {LARGEST_FILE} expected"
         )
     try:
         library = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises the bare class
-        raise RefembedError("tokenizer-invalid", f"{file} is not a tokenizer: {str(error)[:200]}") from error
+    except BaseException as error:
+        raise not_a_tokenizer(file, error) from error
     library.no_padding()
     library.no_truncation()
     return_freed_memory()
     return library
+
+
+def not_a_tokenizer(file: Path, error: BaseException) -> BaseException:
+    """The library raises the bare Exception, and where it panics a class outside that: both are the file's fault."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error  # Ctrl-C
+    return RefembedError("tokenizer-invalid", f"{file} is no tokenizer that works: {str(error)[:200]}")
 
 
 def return_freed_memory() -> None:

@@ -3,11 +3,13 @@
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .. import __version__
-from ..errors import RefembedError
+from ..errors import RefembedError, printable, shortened
 from . import doctor, embed, inspect, search, similarity
 
 COMMANDS = (embed, similarity, search, inspect, doctor)
@@ -47,16 +49,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = say_warning
+        with suppress(AttributeError):  # a terminal that has no such character shows its number
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
-            return int(given.run(given))
+            status = int(given.run(given))
+            sys.stdout.flush()  # what cannot be written fails here, not after the end
+            return status
         except RefembedError as error:
-            if given.debug:
-                raise
-            print(f"refembed: {error} [{error.id}]", file=sys.stderr)
-            return 2
+            return fail(given, f"{error} [{error.id}]")
         except KeyboardInterrupt:
             print("refembed: interrupted; nothing was written", file=sys.stderr)
             return 130
         except BrokenPipeError:  # the reader of our output has gone: not an error of ours
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             return 0
+        except Exception as error:  # a fault of ours, or of the machine
+            drop_output()
+            return fail(given, f"{type(error).__name__}: {error} (--debug shows where)")
+
+
+def fail(given: argparse.Namespace, reason: str) -> int:
+    """Say it in one line, and where it happened if asked."""
+    if given.debug:
+        traceback.print_exc()
+    print(f"refembed: {shortened(printable(reason))}", file=sys.stderr)
+    return 2
+
+
+def drop_output() -> None:
+    """Where standard output can take no more, send the rest nowhere, or Python fails again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,7 @@
-"""what is installed here: backends and why not, threads, caches, model folders"""
+"""what is installed here: backends and why not, threads, caches, model folders
+
+refembed doctor
+"""
 
 import argparse
 import os

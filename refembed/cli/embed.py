@@ -6,7 +6,7 @@ refembed embed -i corpus.jsonl --title-field title -o corpus.safetensors --model
 
 import argparse
 
-from ..output import FORMATS, format_of, open_output, write_vectors
+from ..output import FORMATS, check_output, format_of, open_output, write_vectors
 from .shared import add_file_options, add_model_options, add_text_options, encode_rows, load_model, read_rows
 
 
@@ -21,9 +21,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     format = format_of(given.output, given.format)
+    check_output(given.output)
     rows = read_rows(given, given.texts)
-    with open_output(given.output) as handle:  # opened first: an output that cannot be written costs no embedding
-        encoded = encode_rows(load_model(given), rows, given, task="document")
+    encoded = encode_rows(load_model(given), rows, given, task="document")
+    with open_output(given.output) as handle:
         texts = [rows[index].text for index in encoded.indices]
         write_vectors(handle, format, len(rows), encoded.indices, texts, encoded.vectors)
     return 1 if encoded.failed else 0

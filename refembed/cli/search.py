@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import RefembedError
+from ..errors import RefembedError, printable
 from ..search import best, corpus_vectors
 from ..textfiles import read_texts
 from .shared import add_model_options, load_model, report
@@ -35,16 +35,17 @@ def run(given: argparse.Namespace) -> int:
     model = load_model(given)
     query = model.encode_query(given.query, dimensions=given.dimensions)
     faults = {index: row.fault for index, row in enumerate(rows) if row.fault}
-    prepared = model.prepare([row.text for row in rows])
+    titles = [row.title for row in rows]
+    titled = any(title is not None for title in titles)
+    prepared = model.prepare([row.text for row in rows], titles=titles if titled else None)
     faults |= {index: ids for index, ids in enumerate(prepared) if isinstance(ids, RefembedError)}
     report(rows, faults)
     good = [row for index, row in enumerate(rows) if index not in faults]
-    vectors, not_kept = corpus_vectors(
-        model, Path(given.corpus), [row.text for row in good], [row.title for row in good], given.dimensions, True
-    )
+    batch = [ids for index, ids in enumerate(prepared) if index not in faults and not isinstance(ids, RefembedError)]
+    vectors, not_kept = corpus_vectors(model, Path(given.corpus), batch, given.dimensions, True)
     if not_kept:
         print(f"refembed: the vectors were not kept: {not_kept}", file=sys.stderr)
     scores = model.similarity(query, vectors)[0]
     for place in best(scores, given.k):
-        print(f"{scores[place]:.4f}\t{good[place].place}\t{good[place].text}")
+        print(f"{scores[place]:.4f}\t{printable(good[place].place)}\t{printable(good[place].text)}")
     return 1 if faults else 0

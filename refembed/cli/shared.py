@@ -54,6 +54,8 @@ def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> list[Row]:
     """The texts of the command line, or of its file: one of the two."""
     if texts and given.input is not None:
         raise RefembedError("option-input", "texts come from arguments or from -i FILE, not from both")
+    if texts and (given.text_field or given.title_field):
+        raise RefembedError("option-input", "--text-field and --title-field are for the objects of -i FILE")
     if given.input is not None:
         return read_texts(given.input, given.text_field, given.title_field)
     if not texts:

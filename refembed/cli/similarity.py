@@ -6,6 +6,7 @@ refembed similarity "How do I cancel?" -i answers.txt
 
 import argparse
 
+from ..errors import printable
 from ..textfiles import Row
 from .shared import add_file_options, add_model_options, add_text_options, encode_rows, load_model, read_rows
 
@@ -27,5 +28,5 @@ def run(given: argparse.Namespace) -> int:
     found = encode_rows(model, rows, given, task="document")
     scores = model.similarity(query.vectors, found.vectors)[0]
     for place in (-scores).argsort(kind="stable"):
-        print(f"{scores[place]:.4f}\t{rows[found.indices[place]].text}")
+        print(f"{scores[place]:.4f}\t{printable(rows[found.indices[place]].text)}")
     return 1 if found.failed else 0
