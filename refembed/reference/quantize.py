@@ -56,7 +56,7 @@ def blocks_of(weight: Array, block: int | None) -> Array:
     """A matrix seen as blocks of neighbours within each row.
 
     weight   (rows, columns)
-    returns  (rows, columns/n, n)  a view where it can be
+    returns  (rows, columns/block, block)  a view where it can be
 
     Raises ValueError where a row is not a whole number of blocks.
     """
@@ -76,11 +76,13 @@ def block_scales(weight: Array, grid: Grid) -> Array:
     Source: QNT-2. Rounded up, so that no number lies beyond the last level and every error is at most half a step, in
     float16's subnormal range too. Raises ValueError where a step would pass 65,504 or is not a number.
     """
-    step = np.max(np.abs(blocks_of(weight, grid.block)), axis=-1) / largest_level(grid.bits)  # (rows, blocks)
-    if not np.all(step <= np.finfo(np.float16).max):
+    largest = np.max(np.abs(blocks_of(weight, grid.block)), axis=-1)  # (rows, blocks)
+    limit = largest_level(grid.bits)
+    if not np.all(largest / limit <= np.finfo(np.float16).max):
         raise ValueError("a weight is not finite or too large for a float16 scale")
-    nearest = step.astype(np.float16)  # (rows, blocks)
-    return np.where(nearest < step, np.nextafter(nearest, np.float16(np.inf)), nearest)  # (rows, blocks)
+    nearest = (largest / limit).astype(np.float16)  # (rows, blocks)
+    short = nearest.astype(weight.dtype) * limit < largest  # (rows, blocks)
+    return np.nextafter(nearest, np.where(short, np.float16(np.inf), nearest))  # (rows, blocks)
 
 
 def quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Quantized:
@@ -117,7 +119,8 @@ def fake_quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Arr
     """What is left of a float matrix after quantising: the forward pass of quantisation-aware training.
 
     weight   (rows, columns)
-    returns  (rows, columns)  in weight's float type
+    scales   (rows, columns/block)  as in quantize
+    returns  (rows, columns)        in weight's float type
     """
     return dequantize(quantize(weight, grid, scales), weight.dtype)  # (rows, columns)
 
@@ -125,7 +128,9 @@ def fake_quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Arr
 def fake_quantize_gradient(upstream: Array, weight: Array, grid: Grid, scales: Array | None = None) -> Array:
     """The straight-through gradient of fake_quantize with respect to weight.
 
-    upstream  (rows, columns)  the gradient with respect to fake_quantize's result
+    upstream  (rows, columns)        the gradient with respect to fake_quantize's result
+    weight    (rows, columns)
+    scales    (rows, columns/block)  as in quantize
     returns   (rows, columns)
 
     Source: QNT-5, Bengio et al. 2013. Rounding counts as the identity; a number cut to the last level gets nothing.
@@ -145,8 +150,10 @@ def pack_int4(levels: Array) -> Array:
     levels   (..., n)  int8 from -8 to 7, n even
     returns  (..., n/2)  uint8
 
-    Source: QNT-6.
+    Source: QNT-6. Raises ValueError where n is odd.
     """
+    if levels.shape[-1] % 2:
+        raise ValueError(f"a row of {levels.shape[-1]} numbers does not fill whole bytes")
     halves = levels.astype(np.uint8) & 0x0F  # (..., n)
     return halves[..., 0::2] | halves[..., 1::2] << 4  # (..., n/2)
 
