@@ -67,7 +67,7 @@ def truncate(embedding: Array, dimensions: int) -> Array:
 
     Source: MAT-1, Kusupati et al. 2022. Trap: not normalised again (defect D5).
     """
-    return l2_normalize(embedding[..., :dimensions])
+    return l2_normalize(embedding[..., :dimensions])  # (..., dimensions)
 
 
 def embed(ids: Array, parameters: Parameters, config: Config, trace: Trace = silent) -> Array:
@@ -93,4 +93,4 @@ def embed_batch(batch: Sequence[Array], parameters: Parameters, config: Config) 
     batch    texts arrays (tokens_i,)
     returns  (texts, dimensions)
     """
-    return np.stack([embed(ids, parameters, config) for ids in batch])
+    return np.stack([embed(ids, parameters, config) for ids in batch])  # (texts, dimensions)

@@ -36,11 +36,13 @@ FORMS = ("int8-block", "int4-block", "mixed-channel")
 def grid_of(form: str, name: str) -> Grid | None:
     """How a form stores the parameter of this name; None for norm weights, which stay float.
 
-    form     one of FORMS
+    form     one of FORMS; ValueError otherwise
     name     a checkpoint's tensor name
 
     Source: QNT-1. Mixed is 8 bits for attention, 4 for embedding, feed-forward and projection, one scale a row.
     """
+    if form not in FORMS:
+        raise ValueError(f"no form {form!r}; the forms are {', '.join(FORMS)}")
     if name.endswith("norm.weight"):
         return None
     mixed = INT8_ROW if ".self_attn." in name else INT4_ROW
@@ -133,8 +135,8 @@ def fake_quantize_gradient(upstream: Array, weight: Array, grid: Grid, scales: A
     scales    (rows, columns/block)  as in quantize
     returns   (rows, columns)
 
-    Source: QNT-5, Bengio et al. 2013. Rounding counts as the identity; a number cut to the last level gets nothing.
-    With scales taken from the weight itself nothing is cut, and the gradient passes whole.
+    Source: QNT-5, Bengio et al. 2013. Rounding counts as the identity; a number more than half a step beyond the last
+    level is cut to it and gets nothing. With scales taken from the weight itself nothing is cut: all of it passes.
     """
     if scales is None:
         return upstream  # (rows, columns)
