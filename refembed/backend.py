@@ -4,13 +4,16 @@ A third party adds one by naming a Backend object in that group; nothing here kn
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
 from .errors import RefembedError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "refembed.backends"
 
@@ -34,7 +37,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """A way to run the model.
+    """A way to run the model. Its module imports the library it needs only in load, so that finding it costs nothing.
 
     name         as users write it
     priority     the runnable backend of highest priority is taken where none is named; below 0: only when named
@@ -60,11 +63,16 @@ class Found(NamedTuple):
     why_not: str | None
 
 
-def find_backends() -> list[Found]:
-    """Every registered backend by name, best first, with the reason where it cannot run."""
+def registered() -> "Iterable[EntryPoint]":
+    """The entry points of the group, none of them imported yet."""
     from importlib.metadata import entry_points  # 15 ms, not spent by an import of refembed alone
 
-    found = [open_backend(point.name, point) for point in entry_points(group=GROUP)]
+    return entry_points(group=GROUP)
+
+
+def find_backends() -> list[Found]:
+    """Every registered backend by name, best first, with the reason where it cannot run."""
+    found = [open_backend(point.name, point) for point in registered()]
     return sorted(found, key=lambda one: (-(one.backend.priority if one.backend else math.inf), one.name))
 
 
@@ -76,6 +84,8 @@ def open_backend(name: str, point: Any) -> Found:
         return Found(name, None, f"cannot be imported: {type(error).__name__}: {error}")
     if not isinstance(backend, Backend):
         return Found(name, None, f"{point.value} is no refembed backend")
+    if backend.name != name:
+        return Found(name, None, f"{point.value} calls itself {backend.name}")
     try:
         return Found(name, backend, backend.why_not())
     except Exception as error:
@@ -87,8 +97,8 @@ def choose_backend(name: str | None) -> tuple[Backend, str]:
 
     Raises RefembedError: never another backend than the one named.
     """
-    found = find_backends()
     if name is None:
+        found = find_backends()
         passed_over: list[str] = []
         for one in found:
             if one.backend and one.backend.priority >= 0 and not one.why_not:
@@ -96,14 +106,15 @@ def choose_backend(name: str | None) -> tuple[Backend, str]:
             if one.backend is None or one.backend.priority >= 0:
                 passed_over.append(f"{one.name}: {one.why_not}")
         raise RefembedError("backend-cannot-run", f"no backend can run here: {'; '.join(passed_over) or 'none found'}")
-    for one in found:
-        if one.name == name:
+    for point in registered():
+        if point.name == name:  # the others are not even imported
+            one = open_backend(name, point)
             if one.backend is None:
                 raise RefembedError("backend-broken", f"backend {name} {one.why_not}")
             if one.why_not:
                 raise RefembedError("backend-cannot-run", f"backend {name} cannot run here: {one.why_not}")
             return one.backend, "it was named"
-    known = ", ".join(one.name for one in found) or "none"
+    known = ", ".join(sorted(point.name for point in registered())) or "none"
     raise RefembedError("backend-unknown", f"no backend {name!r}; installed: {known}")
 
 

@@ -64,9 +64,10 @@ class Checkpoint:
 
     @property
     def stamp(self) -> str:
-        """Sizes and times of all the files: cheap, and the same only while none of them is rewritten, comes or goes."""
+        """Folder, sizes, times and inodes of all files: cheap, the same only while none is rewritten, comes or goes."""
         stats = {name: (self.folder / name).stat() for name in FILES if (self.folder / name).exists()}
-        return " ".join(f"{name}:{stat.st_size}@{stat.st_mtime_ns}" for name, stat in stats.items())
+        files = (f"{name}:{stat.st_size}@{stat.st_mtime_ns}#{stat.st_ino}" for name, stat in stats.items())
+        return " ".join([str(self.folder.resolve()), *files])
 
     @cached_property
     def digest(self) -> str:

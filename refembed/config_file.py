@@ -31,6 +31,7 @@ SIZES = {
     "head": "head_dim",
     "context": "max_position_embeddings",
 }
+SMALLEST = {"context": 3}  # BOS, a token, EOS
 TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id"}
 POOLERS = {"mean": "mean", "cls": "first", "lasttoken": "last"}  # sentence-transformers' word -> ours
 OLD_POOLING_KEYS = {
@@ -108,7 +109,7 @@ def read_config(folder: Path, dense: int, dimensions: int) -> Config:
     """
     reader = Reader(folder / "config.json")
     check_kind(reader)
-    sizes = {ours: reader.whole(key) for ours, key in SIZES.items()}
+    sizes = {ours: reader.whole(key, SMALLEST.get(ours, 1)) for ours, key in SIZES.items()}
     if sizes["heads"] % sizes["key_heads"]:
         raise reader.refuse(
             "config-heads",
@@ -204,7 +205,9 @@ def context_limit(folder: Path) -> int:
         read_json(folder / "sentence_bert_config.json", required=False).get("max_seq_length"),
         read_json(folder / "tokenizer_config.json", required=False).get("model_max_length"),
     ]
-    return min([limit for limit in limits if type(limit) is int and limit > 2], default=LARGEST_COUNT)
+    return min(
+        [limit for limit in limits if type(limit) is int and limit >= SMALLEST["context"]], default=LARGEST_COUNT
+    )
 
 
 def read_pooler(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Texts to vectors: prompts, tokens, cutting, a backend."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ TRIAL = (
     "no model named: this small built-in one is for trying the software out, and its vectors mean little. The real one "
     "is google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
 )
-TOKENS_AT_ONCE = 16_384  # handed to a backend in one call, so that memory does not grow with the number of texts
+TOKENS_AT_ONCE = 4096  # handed to a backend in one call, so that memory does not grow with the number of texts
+ROWS_AT_ONCE = 8192  # of a table that is compared with, so that no second copy of it is made
 TINY = np.finfo(np.float64).tiny  # a vector of zeros has cosine 0 with everything
 Vectors = NDArray[np.float32]
 
@@ -53,10 +55,17 @@ class Embedder:
     """A loaded model. Made by refembed.load; names follow sentence-transformers where it has the thing."""
 
     def __init__(
-        self, name: str, checkpoint: Checkpoint, tokenizer: Tokenizer, backend: Backend, encoder: Encoder, why: str
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        encoder: Encoder,
+        why: str,
+        threads: int | None,
     ) -> None:
         self.name, self.checkpoint, self.tokenizer = name, checkpoint, tokenizer
-        self.backend, self.encoder, self.why = backend, encoder, why
+        self.backend, self.encoder, self.why, self.threads = backend, encoder, why, threads
         self.config = checkpoint.config
 
     @cached_property
@@ -150,7 +159,9 @@ class Embedder:
                 result[index] = RefembedError("text-too-long", f"has {len(ids)} tokens, at most {context} fit", index)
         cut = sum(not isinstance(new, RefembedError) and new is not old for new, old in zip(result, batch, strict=True))
         if cut:
-            warnings.warn(f"{cut} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=4)
+            warnings.warn(
+                f"{cut} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=levels_up()
+            )
         return result
 
     def encode_tokens(self, batch: Sequence[NDArray[Any]], dimensions: int, show_progress: bool = False) -> Vectors:
@@ -158,10 +169,31 @@ class Embedder:
         vectors = np.empty((len(batch), dimensions), np.float32)
         with Progress(len(batch), show_progress) as progress:
             for indices in schedule([len(ids) for ids in batch]):
-                found = self.encoder.encode([batch[index] for index in indices])
+                with np.errstate(all="ignore"):  # what overflows is found below
+                    found = self.encoder.encode([batch[index] for index in indices])
+                self.check_vectors(found, indices)
                 vectors[indices] = found if dimensions == self.config.dimensions else truncate(found, dimensions)
                 progress.add(len(indices))
         return vectors
+
+    def check_vectors(self, found: Vectors, indices: list[int]) -> None:
+        """A backend's answer must be embeddings: NaN must never pass for one (OPS-5)."""
+        needed = (len(indices), self.config.dimensions)
+        if found.shape != needed:
+            raise RefembedError(
+                "vectors-not-finite", f"backend {self.backend.name} gave vectors {found.shape}, {needed} needed"
+            )
+        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(bad):
+            raise RefembedError(
+                "vectors-not-finite",
+                f"backend {self.backend.name} gave NaN or infinity; the weights may be damaged or not of this model",
+                min(indices[place] for place in bad),
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as how to load it: another process maps the same files, and no weight is copied."""
+        return reload, (self.name, str(self.checkpoint.folder), self.backend.name, self.encoder.precision, self.threads)
 
     def check_dimensions(self, dimensions: int | None) -> int:
         """The number of dimensions to keep: all where None."""
@@ -195,9 +227,18 @@ def similarity(first: ArrayLike, second: ArrayLike) -> Vectors:
         raise RefembedError(
             "vectors-invalid", f"similarity of {shapes}: two tables of floats, rows of one length, needed"
         )
-    wide = [table.astype(np.float64) for table in tables]  # squares of any float32 fit
-    unit = [table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), TINY) for table in wide]
-    return (unit[0] @ unit[1].T).astype(np.float32)
+    left = unit_rows(tables[0])
+    scores = np.empty((len(left), len(tables[1])), np.float32)
+    for start in range(0, len(tables[1]), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        scores[:, rows] = left @ unit_rows(tables[1][rows]).T
+    return scores
+
+
+def unit_rows(table: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows of unit length, in float64, which the squares of any float32 fit; zeros stay zeros."""
+    wide = table.astype(np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), TINY)
 
 
 def raise_first(batch: list[NDArray[Any] | RefembedError]) -> list[NDArray[Any]]:
@@ -206,6 +247,14 @@ def raise_first(batch: list[NDArray[Any] | RefembedError]) -> list[NDArray[Any]]
         if isinstance(ids, RefembedError):
             raise ids
     return [ids for ids in batch if not isinstance(ids, RefembedError)]
+
+
+def levels_up() -> int:
+    """warnings.warn's stacklevel for the nearest caller outside refembed, as seen by the function that warns."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and str(frame.f_globals.get("__name__", "")).startswith("refembed."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_texts(texts: object) -> list[str]:
@@ -252,6 +301,10 @@ def load(
     """
     if model is None:
         warnings.warn(TRIAL, stacklevel=2)
+    if revision is not None and (model is None or isinstance(model, Path) or Path(str(model)).expanduser().is_dir()):
+        raise RefembedError(
+            "hub-revision", f"revision {revision!r} is for hub ids; {model or 'the built-in model'} has none"
+        )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise RefembedError("option-threads", f"threads is {threads!r}, a whole number of at least 1 needed")
     chosen, why = choose_backend(backend)
@@ -259,4 +312,12 @@ def load(
     checkpoint = open_checkpoint(DEFAULT_MODEL if model is None else find_folder(model, revision))
     tokenizer = Tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)  # before the weights: its peak is its own
     encoder = chosen.load(checkpoint, precision, threads)
-    return Embedder("default" if model is None else str(model), checkpoint, tokenizer, chosen, encoder, why)
+    name = "default" if model is None else str(model)
+    return Embedder(name, checkpoint, tokenizer, chosen, encoder, why, threads)
+
+
+def reload(name: str, folder: str, backend: str, precision: str, threads: int | None) -> Embedder:
+    """An unpickled Embedder."""
+    model = load(Path(folder), backend=backend, precision=precision, threads=threads)
+    model.name = name
+    return model

@@ -44,6 +44,8 @@ ERRORS = {
     "hub-not-found": "the hub has no such model or revision",
     "hub-offline": "not in the cache, and the hub is not to be asked",
     "hub-unreachable": "the hub cannot be reached",
+    "hub-client-missing": "the hub's client is not installed",
+    "hub-revision": "a revision was given for something that has none",
     # texts
     "text-type": "a text is not a string",
     "text-encoding": "a text is not valid Unicode",
@@ -60,6 +62,7 @@ ERRORS = {
     "option-input": "the command needs texts, from arguments or from one file",
     "option-k": "the number of results is not at least 1",
     "vectors-invalid": "similarity needs two tables of vectors of one length",
+    "vectors-not-finite": "a backend gave vectors that are no embeddings",
     # backends
     "backend-unknown": "no backend of this name",
     "backend-cannot-run": "the backend cannot run here",
@@ -71,6 +74,7 @@ ERRORS = {
     "line-encoding": "a line is not valid UTF-8",
     "line-too-long": "a line is too long to be a text",
     "line-json": "a line is not a JSON object",
+    "title-field": "no line has a title in the named field",
     "line-field": "a line has no text in the named field",
     "output-unwritable": "the output cannot be written",
 }
@@ -104,3 +108,7 @@ class RefembedError(ValueError):
         self.id = id
         self.reason = reason
         self.index = index
+
+    def __reduce__(self) -> tuple[type["RefembedError"], tuple[str, str, int | None]]:
+        """What a pool of processes sends back."""
+        return type(self), (self.id, self.reason, self.index)

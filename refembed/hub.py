@@ -26,8 +26,12 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
 
 def download(model: str, revision: str | None) -> Path:
     """Bring a hub model's files into the hub client's own cache, or find them there."""
-    from huggingface_hub import constants, errors, snapshot_download
-
+    try:
+        from huggingface_hub import constants, errors, snapshot_download
+    except ImportError as error:
+        raise RefembedError(
+            "hub-client-missing", f"{model} is on the hub, and its client is not installed: pip install huggingface_hub"
+        ) from error
     page = f"{constants.ENDPOINT}/{model}"
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
@@ -56,7 +60,8 @@ def download(model: str, revision: str | None) -> Path:
                 "hub-offline", f"{model} is not in the cache and HF_HUB_OFFLINE is set; unset it, or name a folder"
             ) from error
         raise RefembedError(
-            "hub-unreachable", f"{model} is not in the cache, and the hub cannot be reached: {page}"
+            "hub-unreachable",
+            f"{model} is not in the cache, and {page} cannot be reached; check name and network, or name a folder",
         ) from error
     except errors.HFValidationError as error:
         raise RefembedError("hub-name", f"{model!r} is no hub id: {str(error).splitlines()[0][:100]}") from error

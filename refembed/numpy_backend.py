@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,20 @@ from .reference import collector, embed, embed_batch
 class NumpyEncoder:
     """A checkpoint's parameters in one float type, run by refembed.reference."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: str, threads: int) -> None:
-        self.precision, self.threads = precision, threads
-        self.config = checkpoint.config
+    def __init__(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> None:
+        self.precision, self.config = precision, checkpoint.config
+        self.limit = None if threads is None else ThreadLimit(threads)
+        self.threads = threads or usual_threads()
         self.parameters = checkpoint.parameters(np.dtype(precision))
 
     def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        return embed_batch(batch, self.parameters, self.config).astype(np.float32)
+        with self.limit or nullcontext():
+            return embed_batch(batch, self.parameters, self.config).astype(np.float32)
 
     def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
         kept: dict[str, NDArray[Any]] = {}
-        embed(ids, self.parameters, self.config, collector(kept))
+        with self.limit or nullcontext():
+            embed(ids, self.parameters, self.config, collector(kept))
         return kept
 
 
@@ -40,28 +44,40 @@ class NumpyBackend:
         return None
 
     def load(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> NumpyEncoder:
-        return NumpyEncoder(checkpoint, precision, limit_threads(threads))
+        return NumpyEncoder(checkpoint, precision, threads)
 
 
-def limit_threads(threads: int | None) -> int:
-    """Set the number of threads of NumPy's matrix library, which is one number for the whole process; returns it.
+class ThreadLimit:
+    """NumPy's matrix library on this many threads, within a with block.
 
-    Only the threadpoolctl package can set it once NumPy is imported.
+    The number is one for the whole process, so it is set for each computation and put back after it. Only the
+    threadpoolctl package can set it once NumPy is imported.
     """
-    if threads is None:
-        asked = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
-        first = asked.partition(",")[0]  # one number for each level of nesting
-        return int(first) if first.isdecimal() and int(first) > 0 else os.cpu_count() or 1
-    try:
-        import threadpoolctl
-    except ImportError as error:
-        raise RefembedError(
-            "option-threads",
-            f"threads={threads} with backend numpy needs the threadpoolctl package (pip install refembed[threads]), "
-            f"or OPENBLAS_NUM_THREADS={threads} in the environment",
-        ) from error
-    threadpoolctl.threadpool_limits(threads, user_api="blas")
-    return threads
+
+    def __init__(self, threads: int) -> None:
+        try:
+            import threadpoolctl
+        except ImportError as error:
+            raise RefembedError(
+                "option-threads",
+                f"threads={threads} with backend numpy needs the threadpoolctl package (pip install threadpoolctl), "
+                f"or OPENBLAS_NUM_THREADS={threads} in the environment",
+            ) from error
+        self.library, self.threads = threadpoolctl, threads
+
+    def __enter__(self) -> None:
+        self.limits = self.library.threadpool_limits(self.threads, user_api="blas")
+
+    def __exit__(self, *exception: object) -> None:
+        self.limits.restore_original_limits()
+
+
+def usual_threads() -> int:
+    """How many threads NumPy's matrix library takes by itself: the environment's number, or its processors."""
+    asked = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    first = asked.partition(",")[0]  # one number for each level of nesting
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(first) if first.isdecimal() and int(first) > 0 else usable
 
 
 BACKEND = NumpyBackend()

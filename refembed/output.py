@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,15 +29,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         path = Path(os.path.realpath(path))  # through a link, which stays
         if path.is_dir():
             raise IsADirectoryError(None, "is a folder")
-        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".refembed-", delete=False)  # noqa: SIM115
-        temporary = Path(handle.name)
-        with handle:
+        temporary = path.parent / f".refembed-{secrets.token_hex(8)}"
+        with open(temporary, "xb") as handle:
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o777)  # a private file stays private
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
         raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
@@ -84,8 +83,10 @@ def open_output(path: str | None) -> Iterator[IO[bytes]]:
 
 def format_of(path: str | None, given: str | None) -> str:
     """The format asked for, or the one the path's ending names, or JSON lines."""
-    ending = Path(path).suffix[1:] if path else ""
-    format = given or (ending if ending in FORMATS else "jsonl")
+    ending = Path(path).suffix[1:].lower() if path and not is_device(path) else ""
+    format = given or ending or "jsonl"
+    if format not in FORMATS:
+        raise RefembedError("option-format", f"{path}: the formats are {', '.join(FORMATS)}; end so, or say --format")
     if format != "jsonl" and (path is None or path == "-"):
         raise RefembedError("option-format", f"{format} is binary and goes to a file; name one with -o")
     return format
@@ -113,11 +114,13 @@ def write_vectors(
         for index, text, vector in zip(indices, texts, vectors, strict=True):
             numbers = [float(str(number)) for number in vector]  # float32's own shortest decimal form
             row = {"index": index, "text": text, "embedding": numbers}
-            handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     elif format == "npy":
         table = np.full((count, vectors.shape[1]), np.nan, np.float32)
         table[list(indices)] = vectors
-        np.save(handle, table)
+        header = np.lib.format.header_data_from_array_1_0(table)
+        np.lib.format.write_array_header_1_0(handle, header)
+        handle.write(table.tobytes())  # np.save asks for the position, which a pipe has not
     else:
         from safetensors.numpy import save
 

@@ -18,6 +18,9 @@ class Progress:
         self.started = self.printed = time.monotonic()
 
     def __enter__(self) -> "Progress":
+        if self.shown:
+            sys.stderr.write(f"0/{self.total} texts")
+            sys.stderr.flush()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from .errors import RefembedError
 
 LONGEST_LINE = 64 * 2**20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LINES, OBJECTS = "txt", "jsonl"
 
 
@@ -39,6 +41,8 @@ def read_texts(source: str, text_field: str | None = None, title_field: str | No
     try:
         with open_source(source) as handle:
             for number, line in enumerate(lines_of(handle), 1):
+                if number == 1 and line:
+                    line = line.removeprefix(BYTE_ORDER_MARK)
                 place = f"{'stdin' if source == '-' else source}:{number}"
                 if kind == LINES:
                     rows.append(read_line(place, line))
@@ -46,6 +50,8 @@ def read_texts(source: str, text_field: str | None = None, title_field: str | No
                     rows.append(read_object(place, line, text_field or "text", title_field))
     except (OSError, EOFError, zlib.error) as error:
         raise RefembedError("input-missing", f"{source}: {getattr(error, 'strerror', None) or error}") from error
+    if title_field and rows and all(row.title is None for row in rows):
+        raise RefembedError("title-field", f"{source}: no line has a title in {title_field!r}; check the name")
     return rows
 
 
@@ -64,9 +70,9 @@ def kind_of(source: str, field: str | None) -> str:
     return ending[1:]
 
 
-def open_source(source: str) -> BinaryIO:
+def open_source(source: str) -> AbstractContextManager[BinaryIO]:
     if source == "-":
-        return sys.stdin.buffer
+        return nullcontext(sys.stdin.buffer)  # not ours to close
     return gzip.open(source) if source.endswith(".gz") else open(source, "rb")  # type: ignore[return-value]
 
 
@@ -78,7 +84,7 @@ def lines_of(handle: BinaryIO) -> Iterator[bytes | None]:
                 pass
             yield None
         else:
-            yield line.removesuffix(b"\n").removesuffix(b"\r").removeprefix(b"\xef\xbb\xbf")
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def read_line(place: str, line: bytes | None) -> Row:
@@ -101,6 +107,8 @@ def read_object(place: str, line: bytes | None, text_field: str, title_field: st
     if not isinstance(entry, dict):
         return bad(place, "line-json", f"a JSON object is needed, not {type(entry).__name__}")
     text, title = entry.get(text_field), entry.get(title_field) if title_field else None
+    if text_field not in entry:
+        return bad(place, "line-field", f"has no {text_field!r}; it has {', '.join(map(repr, list(entry)[:8]))}")
     if not isinstance(text, str):
         return bad(place, "line-field", f"{text_field!r} is {type(text).__name__}, a text is needed")
     if not isinstance(title, str | None):

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 LARGEST_FILE = 256 * 2**20
+LONGEST_TEXT = 2**20  # characters; more than any context's tokens spell, so nothing that is kept depends on the rest
+CHARACTERS_AT_ONCE = 2**20
 TEXTS_AT_ONCE = 1024  # keeps the library's own per-text objects from piling up
 
 
@@ -50,10 +52,10 @@ class Tokenizer:
         embedding table (<image_soft_token>).
         """
         results: list[NDArray[Any] | RefembedError] = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = texts[start : start + TEXTS_AT_ONCE]
+        for part in lots(texts):
+            start = len(results)
             faults = {index: fault for index, text in enumerate(part) if (fault := fault_of(text, start + index))}
-            good = [str.__str__(text) for index, text in enumerate(part) if index not in faults]
+            good = [str.__str__(text)[:LONGEST_TEXT] for index, text in enumerate(part) if index not in faults]
             try:
                 found = iter(self.library.encode_batch_fast(good, add_special_tokens=False))
             except BaseException as error:
@@ -72,6 +74,20 @@ class Tokenizer:
     def pieces(self, ids: NDArray[Any]) -> list[str]:
         """The written form of each token."""
         return [str(self.library.id_to_token(int(id))) for id in ids]
+
+
+def lots(texts: Sequence[object]) -> Iterator[list[object]]:
+    """The texts in runs that bound what the library holds at once, many times their size."""
+    part: list[object] = []
+    size = 0
+    for text in texts:
+        if part and (len(part) == TEXTS_AT_ONCE or size >= CHARACTERS_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += min(len(text), LONGEST_TEXT) if isinstance(text, str) else 0
+    if part:
+        yield part
 
 
 def load_library_tokenizer(file: Path) -> "tokenizers.Tokenizer":
@@ -100,13 +116,15 @@ def load_library_tokenizer(file: Path) -> "tokenizers.Tokenizer":
 
 def not_a_tokenizer(file: Path, error: BaseException) -> BaseException:
     """The library raises the bare Exception, and where it panics a class outside that: both are the file's fault."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # Ctrl-C
+    if isinstance(error, MemoryError) or (
+        not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+    ):
+        return error  # Ctrl-C, too little memory
     return RefembedError("tokenizer-invalid", f"{file} is no tokenizer that works: {str(error)[:200]}")
 
 
 def return_freed_memory() -> None:
-    """Give back what reading tokenizer.json took and freed, half of the 306 MB that stay otherwise (glibc keeps it)."""
+    """Give back what reading tokenizer.json took and freed; glibc would keep it (for the real one, about 180 MB)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim:

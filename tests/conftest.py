@@ -5,23 +5,35 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import SMALL, write_checkpoint
 
+WANTS = ("weights", "data", "device", "browser", "compiler")
 REQUIRED = set(filter(None, os.environ.get("REFEMBED_REQUIRE", "").split(",")))
-MISSING: Counter[str] = Counter()
+settings.register_profile("refembed", deadline=None, print_blob=True)  # other work on the machine is no fault
+settings.load_profile("refembed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = REQUIRED - set(WANTS)
+    if unknown:
+        raise pytest.UsageError(f"REFEMBED_REQUIRE names {', '.join(unknown)}; it knows {', '.join(WANTS)}")
 
 
 def missing(what: str, how: str) -> None:
     """Skip this test for want of something, or fail it where REFEMBED_REQUIRE names that thing."""
+    assert what in WANTS
     if what in REQUIRED:
         pytest.fail(f"REFEMBED_REQUIRE={what}, and there is none: {how}", pytrace=False)
-    MISSING[f"{what}: {how}"] += 1
     pytest.skip(f"no {what}: {how}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason, count in MISSING.items():
-        terminalreporter.write_sep("!", f"{count} tests DID NOT RUN, no {reason}", red=True, bold=True)
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.items():
+        terminalreporter.write_sep(
+            "!", f"{count} tests DID NOT RUN: {reason.removeprefix('Skipped: ')}", red=True, bold=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -633,6 +633,8 @@ COMMANDS = [
             in_txt=b""),
     command("cli-input-unreadable", "input-missing", "in.txt", "embed", "-i", "in.txt", *MODEL, in_txt=b"<unreadable>",
             skip=NOT_LINUX),
+    command("cli-title-field-misspelt", "title-field", ("in.jsonl", "titel"), "embed", "-i", "in.jsonl",
+            "--title-field", "titel", *MODEL, in_jsonl=b'{"text": "a", "title": "b"}\n'),
     command("cli-input-of-another-kind", "input-format", (".csv", ".jsonl"), "embed", "-i", "in.csv", *MODEL,
             in_csv=b"a,b\n"),
     command("cli-input-without-ending", "input-format", "README", "embed", "-i", "README", *MODEL, README=b"a"),

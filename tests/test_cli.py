@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support import write_checkpoint
+from support import SMALL, random_parameters, write_checkpoint
 
 import refembed
 from refembed import numpy_backend
@@ -318,11 +319,8 @@ def test_embed_titles(run: Run, use, model, here) -> None:
     assert (status, err) == (0, "")
     expected = model.encode_document(["in the air", "a", "b", "c"], titles=["birds", None, None, None])
     np.testing.assert_array_equal(vectors_of(out).astype(np.float32), expected)
-    status, out, _ = run("embed", "-i", "in.jsonl", "--text-field", "body", "--title-field", "nobody has it", *use)
-    assert status == 0
-    np.testing.assert_array_equal(
-        vectors_of(out).astype(np.float32), model.encode_document(["in the air", "a", "b", "c"])
-    )
+    status, out, err = run("embed", "-i", "in.jsonl", "--text-field", "body", "--title-field", "nobody has it", *use)
+    assert (status, out, err.count("[title-field]")) == (2, "", 1), "a misspelt name must not pass as 'no titles'"
 
 
 @pytest.mark.parametrize("option", ["--text-field", "--title-field"])
@@ -434,6 +432,54 @@ def test_failure_leaves_no_file(run: Run, use, here, monkeypatch, error: BaseExc
     assert not old or (here / "out.npy").read_text() == old
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
+@pytest.mark.parametrize("place", ["os.fsync", "refembed.cli.embed.write_vectors"])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_failure_while_writing_leaves_no_file(run: Run, use, here, monkeypatch, error, place: str, old) -> None:
+    """The disk fills up or somebody presses Ctrl-C while the file is written, and half a file stays under any name."""
+
+    def fail(handle: object, *_: object) -> None:
+        if not isinstance(handle, int):
+            handle.write(b"half")  # type: ignore[attr-defined]
+        assert len(list(here.iterdir())) == 1 + bool(old), "nothing was being written: this test shows nothing"
+        raise error
+
+    if old:
+        (here / "out.npy").write_text(old)
+    monkeypatch.setattr(place, fail)
+    status, _, err = run("embed", "a", "-o", "out.npy", *use)
+    assert (status, len(err.splitlines())) == (130 if isinstance(error, KeyboardInterrupt) else 2, 1)
+    assert [path.name for path in here.iterdir()] == (["out.npy"] if old else [])
+    assert not old or (here / "out.npy").read_text() == old
+
+
+def test_a_private_file_stays_private(run: Run, use, here) -> None:
+    """Writing again opens a private file to everybody."""
+    (here / "out.npy").write_text("old")
+    (here / "out.npy").chmod(0o600)
+    assert run("embed", "a", "-o", "out.npy", *use)[0] == 0
+    assert (here / "out.npy").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("format", ["npy", "safetensors"])
+def test_binary_vectors_through_a_pipe(use, here, model, format: str) -> None:
+    """A pipe gets half a header, since it has no position to ask for."""
+    os.mkfifo(here / "pipe")
+    process = start("embed", "a", "-o", "pipe", "--format", format, *use)
+    received = (here / "pipe").read_bytes()
+    assert process.wait(30) == 0
+    (here / "whole").write_bytes(received)
+    found = np.load(here / "whole") if format == "npy" else load_file(here / "whole")["embeddings"]
+    np.testing.assert_array_equal(found, model.encode(["a"]))
+
+
+def test_texts_after_an_option(run: Run, use) -> None:
+    """Texts behind an option are refused, which is where people write them."""
+    assert run("embed", "a", *use, "b") == run("embed", "a", "b", *use)
+    assert run("similarity", "a", *use, "b", "the") == run("similarity", "a", "b", "the", *use)
+    assert run("embed", "a", "--no-such-option", *use)[0] == 2
+
+
 def test_a_bug_is_shown_when_asked(run: Run, use, monkeypatch) -> None:
     """Somebody who reports a fault of ours has nothing to report."""
     monkeypatch.setattr(numpy_backend.NumpyEncoder, "encode", lambda *_: 1 / 0)
@@ -463,7 +509,7 @@ def test_killed_in_the_middle(use, here, number: signal.Signals, old: str | None
     assert not old or (here / "out.npy").read_text() == old
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert shown.endswith(b"refembed: interrupted; nothing was written\r\n")
+        assert shown.endswith(b"refembed: interrupted\r\n")
         assert b"Traceback" not in shown
         assert len(list(here.iterdir())) == 1 + bool(old), "a temporary file stays"
 
@@ -659,8 +705,8 @@ def other_context(here: Path, folder: Path) -> list[str]:
         other_pooling,
         other_prompt,
         other_context,
-        lambda here, folder: ["--dimensions", "8"],
         lambda here, folder: ["--precision", "float64"],
+        lambda here, folder: ["--backend", "loopback"],
     ],
     ids=[
         "other-text",
@@ -669,8 +715,8 @@ def other_context(here: Path, folder: Path) -> list[str]:
         "other-pooling",
         "other-prompt",
         "other-context",
-        "dimensions",
         "precision",
+        "backend",
     ],
 )
 def test_search_embeds_again(run: Run, here, tmp_path_factory, monkeypatch, change) -> None:
@@ -684,6 +730,36 @@ def test_search_embeds_again(run: Run, here, tmp_path_factory, monkeypatch, chan
     assert sum(counts) == len((here / "notes.txt").read_text().splitlines()) + 1
     (here / KEPT).unlink()
     assert run("search", "notes.txt", "in the", "--model", folder, *options) == found
+
+
+def test_search_shortens_what_it_keeps(run: Run, use, model, here, monkeypatch) -> None:
+    """Another number of dimensions embeds the corpus again, or spoils the long vectors that are kept."""
+    lines(here / "notes.txt", CORPUS)
+    long = run("search", "notes.txt", "in the", *use)
+    counts = count_encoded(monkeypatch)
+    short = run("search", "notes.txt", "in the", "--dimensions", "8", "-k", "1", *use)[1]
+    query = model.encode_query("in the", dimensions=8)
+    assert short.startswith(f"{np.max(model.encode_document(CORPUS, dimensions=8) @ query):.4f}\t")
+    counts.clear()
+    assert run("search", "notes.txt", "in the", *use) == long
+    assert sum(counts) == 1, "only the query"
+
+
+def test_search_knows_a_copy_and_its_like(run: Run, here, tmp_path_factory, monkeypatch) -> None:
+    """Files of one size and time pass for one model, or a moved model's vectors are all made again."""
+    first, moved = (tmp_path_factory.mktemp(name) / "model" for name in ("first", "moved"))
+    write_checkpoint(first)
+    other = write_checkpoint(tmp_path_factory.mktemp("other"), parameters=random_parameters(SMALL, seed=9))
+    for file in (file for folder in (first, other) for file in folder.rglob("*.safetensors")):
+        os.utime(file, (1e9, 1e9))
+    lines(here / "notes.txt", CORPUS)
+    kept = run("search", "notes.txt", "in the", "--model", first)
+    assert run("search", "notes.txt", "in the", "--model", other) != kept
+    run("search", "notes.txt", "in the", "--model", first)
+    shutil.copytree(first, moved)
+    counts = count_encoded(monkeypatch)
+    assert run("search", "notes.txt", "in the", "--model", moved) == kept
+    assert sum(counts) == 1, "only the query"
 
 
 def test_search_with_titles(run: Run, use, model, here, monkeypatch) -> None:
@@ -736,7 +812,7 @@ def test_search_where_nothing_can_be_kept(run: Run, use, here, monkeypatch) -> N
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)  # what a read-only folder does; root ignores its mode
+    monkeypatch.setattr("os.fsync", refuse)  # a disk that takes no more
     status, out, err = run("search", "notes.txt", "in the", *use)
     assert (status, out) == expected[:2]
     assert re.fullmatch(r"refembed: the vectors were not kept: .*notes.*Permission denied.*\n", err)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from hypothesis import strategies as some
 from support import SMALL, config_json, random_parameters, write_checkpoint
 
 import refembed
-from refembed import embedder
+from refembed import embedder, numpy_backend
 from refembed.backend import find_backends
 from refembed.reference import FULL, SLIDING, embed
 
@@ -231,15 +232,25 @@ def test_unknown_precision(small_folder, precision) -> None:
     assert caught.value.id == "precision-unknown"
 
 
-def test_threads(model, small_folder) -> None:
+def blas_threads() -> set[int]:
+    import threadpoolctl
+
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_threads(model, small_folder, monkeypatch) -> None:
     """threads=1 leaves the matrix library with all cores, or changes the vectors."""
     import threadpoolctl
 
     with threadpoolctl.threadpool_limits(None):  # puts back on leaving what it finds here
         one = refembed.load(small_folder, backend="numpy", threads=1)
         assert one.info.threads == 1
-        assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"} == {1}
+        before, seen = blas_threads(), set()
+        encode = numpy_backend.embed_batch
+        monkeypatch.setattr(numpy_backend, "embed_batch", lambda *call: (seen.update(blas_threads()), encode(*call))[1])
         np.testing.assert_allclose(one.encode(SAMPLES), model.encode(SAMPLES), atol=1e-6, rtol=0)
+        assert 1 in seen
+        assert blas_threads() == before, "the limit outlived the computation"
 
 
 @pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2", [1]])
@@ -456,11 +467,88 @@ def test_encoding_brings_no_framework(small_folder) -> None:
 
 def test_import_is_quick() -> None:
     """import refembed costs 60 ms or more beyond numpy's own: the least of up to 20 tries, since others compute too."""
-    code = "import numpy, time; start = time.perf_counter(); import refembed; print(time.perf_counter() - start)"
+    code = "import numpy, time; start = time.process_time(); import refembed; print(time.process_time() - start)"
     spent = [float(run_python(code))]
     while min(spent) >= 0.06 and len(spent) < 20:
         spent.append(float(run_python(code)))
     assert min(spent) < 0.06, f"{min(spent) * 1000:.0f} ms"
+
+
+def test_an_error_survives_a_pool_of_processes() -> None:
+    """A worker's error arrives as another one, about unpickling."""
+    error = refembed.RefembedError("text-type", "is int, a string is needed", 3)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.id, again.reason, again.index) == (str(error), error.id, error.reason, error.index)
+
+
+def test_a_pickled_model_carries_no_weights(model) -> None:
+    """A pool of processes copies 1.2 GB to each worker, or gets another model."""
+    content = pickle.dumps(model)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert (again.info, again.name) == (model.info, model.name)
+    np.testing.assert_array_equal(again.encode(SAMPLES), model.encode(SAMPLES))
+
+
+def test_the_cut_warning_points_at_the_caller(model) -> None:
+    """The warning points into refembed, and Python then shows it once for a whole program."""
+    for call in (model.encode, model.encode_query, model.encode_document):
+        for texts in ("the " * 100, ["the " * 100]):
+            with pytest.warns(UserWarning, match="1 of 1 texts were longer than 64 tokens") as caught:
+                call(texts)
+            assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("answer", [lambda good: good * np.nan, lambda good: good[:1], lambda good: good[:, :3]])
+def test_what_is_no_embedding_is_refused(small_folder, monkeypatch, answer) -> None:
+    """NaN, or one vector for all texts, passes for embeddings."""
+    model = refembed.load(small_folder, backend="numpy")
+    encode = model.encoder.encode
+    monkeypatch.setattr(model.encoder, "encode", lambda batch: answer(encode(batch)))
+    with pytest.raises(refembed.RefembedError) as caught:
+        model.encode(["a", "b", "c"])
+    assert caught.value.id == "vectors-not-finite"
+
+
+def test_only_the_named_backend_is_imported(small_folder, monkeypatch) -> None:
+    """Naming one backend imports all the others, and their libraries."""
+    from importlib.metadata import EntryPoint
+
+    import refembed.backend
+
+    points = [
+        EntryPoint("numpy", "refembed.numpy_backend:BACKEND", refembed.backend.GROUP),
+        EntryPoint("heavy", "antigravity_that_is_not_there:BACKEND", refembed.backend.GROUP),
+        EntryPoint("renamed", "refembed.numpy_backend:BACKEND", refembed.backend.GROUP),
+    ]
+    monkeypatch.setattr(refembed.backend, "registered", lambda: points)
+    opened = []
+    monkeypatch.setattr(
+        refembed.backend,
+        "open_backend",
+        lambda name, point: (opened.append(name), refembed.backend.Found(name, None, "x"))[1],
+    )
+    with pytest.raises(refembed.RefembedError) as caught:
+        refembed.load(small_folder, backend="heavy")
+    assert (caught.value.id, opened) == ("backend-broken", ["heavy"])
+
+
+def test_a_revision_is_for_the_hub(small_folder) -> None:
+    """A revision of a folder is ignored without a word."""
+    with pytest.raises(refembed.RefembedError) as caught:
+        refembed.load(small_folder, revision="main")
+    assert caught.value.id == "hub-revision"
+
+
+def test_without_the_hub_client(monkeypatch) -> None:
+    """Without the hub's client, a hub id ends in a traceback, and doctor with it."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(refembed.RefembedError) as caught:
+        refembed.load("google/embeddinggemma-300m")
+    assert caught.value.id == "hub-client-missing"
+    from refembed.cli import main
+
+    assert main(["doctor"]) == 0
 
 
 # ----------------------------------------------------------------------------------------------- forms of a checkpoint

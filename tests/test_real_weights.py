@@ -247,3 +247,13 @@ def test_digest_is_stable(real, weights) -> None:
     again = refembed.load(weights, backend="loopback")
     assert len(again.info.digest) == 64
     assert again.info.digest == real.info.digest
+
+
+@pytest.mark.parametrize("task", ["query", "document", "clustering"])
+@pytest.mark.parametrize("text", ["Mars is red.", "Which planet is known as the Red Planet?", "a " * 200])
+def test_the_stream_overflows_float16(real, task: str, text: str) -> None:
+    """Chapter 6 gives wrong numbers for why float16 cannot hold this model."""
+    (ids,) = real.prepare([text], task=task)
+    traced = real.encoder.trace(ids)
+    assert 45_000 < np.abs(traced["layer.21.out"]).max() < 60_000
+    assert 100_000 < np.abs(traced["layer.22.out"]).max() < 130_000

@@ -45,7 +45,12 @@ def say_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    given = build_parser().parse_args(arguments)
+    parser = build_parser()
+    given, left = parser.parse_known_args(arguments)
+    if left and (not hasattr(given, "texts") or any(text.startswith("-") for text in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)} (a text that starts with - comes after --)")
+    if left:
+        given.texts += left  # texts after an option, which argparse alone does not take
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = say_warning
@@ -58,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RefembedError as error:
             return fail(given, f"{error} [{error.id}]")
         except KeyboardInterrupt:
-            print("refembed: interrupted; nothing was written", file=sys.stderr)
+            print("refembed: interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:  # the reader of our output has gone: not an error of ours
             drop_output()

@@ -49,8 +49,10 @@ def threads_asked() -> list[str]:
 
 def hub_models() -> list[str]:
     """The hub client's cache, whether it may go online, and the Gemma embedding models in it."""
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return ["hub: huggingface_hub is not installed, so models are loaded from folders only"]
     cache = Path(constants.HF_HUB_CACHE)
     offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
     folders = [str(folder) for folder in sorted(cache.glob("models--*embeddinggemma*/snapshots/*"))]

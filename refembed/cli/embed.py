@@ -1,5 +1,8 @@
 """texts to vectors
 
+jsonl: a line {"index", "text", "embedding"} for each text; index counts texts from 0. npy: a row for each text, NaN in
+the rows of texts that were left out. safetensors: "embeddings" and "index" of the texts that were not.
+
 refembed embed "Mars is often called the Red Planet."
 refembed embed -i corpus.jsonl --title-field title -o corpus.safetensors --model google/embeddinggemma-300m
 """

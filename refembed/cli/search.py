@@ -1,7 +1,7 @@
 """the passages of a file that best answer a query
 
-The corpus is embedded once; its vectors are kept beside it, in CORPUS.refembed.safetensors, and made again when the
-corpus or the model changes.
+The corpus is embedded once; its vectors are kept beside it, at full length, in CORPUS.refembed.safetensors, and all of
+them are made again when a text of the corpus, the model, the backend or the precision changes.
 
   refembed search notes.txt "where did I put the keys" -k 3
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import RefembedError, printable
 from ..search import best, corpus_vectors
 from ..textfiles import read_texts
-from .shared import add_model_options, load_model, report
+from .shared import add_dimensions, add_model_options, load_model, prepare_rows
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("-k", type=int, default=10, help="how many results (10)")
     command.add_argument("--text-field", metavar="F", help="the key of a JSON object's text (text)")
     command.add_argument("--title-field", metavar="F", help="the key of a JSON object's title (titles are not used)")
-    command.add_argument("--dimensions", metavar="N", type=int, help="keep the first N numbers: 512, 256 or 128 of 768")
+    add_dimensions(command)
     add_model_options(command)
 
 
@@ -34,18 +34,12 @@ def run(given: argparse.Namespace) -> int:
     rows = read_texts(given.corpus, given.text_field, given.title_field)
     model = load_model(given)
     query = model.encode_query(given.query, dimensions=given.dimensions)
-    faults = {index: row.fault for index, row in enumerate(rows) if row.fault}
-    titles = [row.title for row in rows]
-    titled = any(title is not None for title in titles)
-    prepared = model.prepare([row.text for row in rows], titles=titles if titled else None)
-    faults |= {index: ids for index, ids in enumerate(prepared) if isinstance(ids, RefembedError)}
-    report(rows, faults)
-    good = [row for index, row in enumerate(rows) if index not in faults]
-    batch = [ids for index, ids in enumerate(prepared) if index not in faults and not isinstance(ids, RefembedError)]
-    vectors, not_kept = corpus_vectors(model, Path(given.corpus), batch, given.dimensions, True)
+    ready = prepare_rows(model, rows)
+    good = [rows[index] for index in ready.indices]
+    vectors, not_kept = corpus_vectors(model, Path(given.corpus), ready.batch, given.dimensions, True)
     if not_kept:
         print(f"refembed: the vectors were not kept: {not_kept}", file=sys.stderr)
     scores = model.similarity(query, vectors)[0]
     for place in best(scores, given.k):
         print(f"{scores[place]:.4f}\t{printable(good[place].place)}\t{printable(good[place].text)}")
-    return 1 if faults else 0
+    return 1 if ready.failed else 0

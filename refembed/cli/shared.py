@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from ..embedder import Embedder, load
-from ..errors import RefembedError
+from ..errors import RefembedError, printable
+from ..prompts import PROMPTS
 from ..textfiles import Row, read_texts
 
 
@@ -24,10 +25,22 @@ def add_text_options(command: argparse.ArgumentParser, task: str | None) -> None
     """Prompt, length and size of the vectors. task: what is used where none is given, for the help."""
     group = command.add_argument_group("texts")
     prompts = group.add_mutually_exclusive_group()
-    prompts.add_argument("--task", metavar="T", help=f"whose prompt goes before each text ({task}); none for no prompt")
-    prompts.add_argument("--prompt", metavar="P", help="your own words before each text")
-    group.add_argument("--dimensions", metavar="N", type=int, help="keep the first N numbers: 512, 256 or 128 of 768")
+    prompts.add_argument(
+        "--task",
+        metavar="T",
+        help=f"whose prompt goes before each text ({task}): {', '.join(PROMPTS)}, none, or MTEB's names",
+    )
+    prompts.add_argument(
+        "--prompt", metavar="P", help="your own words before each text, with the space that follows them"
+    )
+    add_dimensions(group)
     group.add_argument("--on-long", choices=("cut", "error"), default="cut", help="texts beyond the context (cut)")
+
+
+def add_dimensions(command: Any) -> None:
+    command.add_argument(
+        "--dimensions", metavar="N", type=int, help="keep the first N numbers (trained: 512, 256 and 128 of 768)"
+    )
 
 
 def add_file_options(command: argparse.ArgumentParser) -> None:
@@ -63,6 +76,35 @@ def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> list[Row]:
     return [Row(f"text {number}", text) for number, text in enumerate(texts, 1)]
 
 
+class Prepared(NamedTuple):
+    """The ids of the rows that can be embedded, which rows those are, and how many cannot."""
+
+    batch: list[NDArray[Any]]
+    indices: list[int]
+    failed: int
+
+
+def prepare_rows(model: Embedder, rows: Sequence[Row], **options: Any) -> Prepared:
+    """Prompt and tokenise every row that can be; report each that cannot on standard error, with its place.
+
+    options   task, prompt and on_long, as of encode()
+    """
+    faults = {index: row.fault for index, row in enumerate(rows) if row.fault}
+    readable = [index for index in range(len(rows)) if index not in faults]
+    titles = [rows[index].title for index in readable]
+    titled = any(title is not None for title in titles)
+    found = model.prepare([rows[index].text for index in readable], titles=titles if titled else None, **options)
+    batch = {}
+    for index, ids in zip(readable, found, strict=True):
+        if isinstance(ids, RefembedError):
+            faults[index] = ids
+        else:
+            batch[index] = ids
+    for index, fault in sorted(faults.items()):
+        print(f"refembed: left out {printable(rows[index].place)}: {fault.reason} [{fault.id}]", file=sys.stderr)
+    return Prepared(list(batch.values()), list(batch), len(faults))
+
+
 class Encoded(NamedTuple):
     """The vectors of the rows that have one, which rows those are, and how many have none."""
 
@@ -72,30 +114,8 @@ class Encoded(NamedTuple):
 
 
 def encode_rows(model: Embedder, rows: Sequence[Row], given: argparse.Namespace, task: str) -> Encoded:
-    """Embed every row that can be; report each that cannot on standard error, with its place."""
+    """Embed every row that can be."""
     dimensions = model.check_dimensions(given.dimensions)
-    readable = [index for index, row in enumerate(rows) if not row.fault]
-    titles = [rows[index].title for index in readable]
-    titled = any(title is not None for title in titles)
-    prepared = model.prepare(
-        [rows[index].text for index in readable],
-        titles=titles if titled else None,
-        on_long=given.on_long,
-        **prompt_options(given, task),
-    )
-    faults = {index: row.fault for index, row in enumerate(rows) if row.fault}
-    batch = {}
-    for index, ids in zip(readable, prepared, strict=True):
-        if isinstance(ids, RefembedError):
-            faults[index] = ids
-        else:
-            batch[index] = ids
-    report(rows, faults)
-    vectors = model.encode_tokens(list(batch.values()), dimensions, show_progress=True)
-    return Encoded(vectors, list(batch), len(faults))
-
-
-def report(rows: Sequence[Row], faults: dict[int, RefembedError]) -> None:
-    """A line for each row left out, with its place."""
-    for index in sorted(faults):
-        print(f"refembed: left out {rows[index].place}: {faults[index].reason} [{faults[index].id}]", file=sys.stderr)
+    ready = prepare_rows(model, rows, on_long=given.on_long, **prompt_options(given, task))
+    vectors = model.encode_tokens(ready.batch, dimensions, show_progress=True)
+    return Encoded(vectors, ready.indices, ready.failed)
