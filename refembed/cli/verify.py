@@ -1,0 +1,184 @@
+"""is a port right, and if not, which known mistake is it
+
+Reach the port in one of five ways: a Python function (--call module:function, a list of texts to vectors), a command
+that speaks JSON lines (--command), an HTTP server (--url with --dialect), a file of vectors (--vectors), or one of
+refembed's own backends (--backend). spec/protocol.md says how, by example.
+
+  refembed verify --call my_port:embed
+  refembed verify --command "./my_port twin.safetensors" --precision float32 --track runs.json
+  refembed verify --suite embeddinggemma-300m --url http://127.0.0.1:8080 --dialect openai
+
+Exit status: 0 the port conforms, 1 it does not, 2 it could not be verified.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..conformance.mutation import Text
+from ..conformance.port import CALLS, DIALECTS, CallablePort, CommandPort, FilePort, HttpPort, Port, within
+from ..conformance.report import as_json, as_junit, as_text, changes, is_report, verdict_lines
+from ..conformance.suite import Case, golden_folder, open_suite
+from ..conformance.verify import LEVELS, verify
+from ..embedder import Embedder, load
+from ..errors import RefembedError
+from ..output import check_output, open_output
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    ways = command.add_mutually_exclusive_group(required=True)
+    ways.add_argument("--call", metavar="MODULE:FUNCTION", help="a Python function, list of texts -> vectors")
+    ways.add_argument("--command", dest="program", metavar="CMD", help="a program that speaks JSON lines")
+    ways.add_argument("--url", metavar="URL", help="an HTTP server")
+    ways.add_argument("--vectors", metavar="FILE", help=".jsonl or .safetensors of vectors by case")
+    ways.add_argument("--backend", metavar="B", help="one of refembed's own backends")
+    command.add_argument(
+        "--suite", metavar="S", default="twin", help="twin (default), embeddinggemma-300m, or a folder"
+    )
+    command.add_argument("--checkpoint", metavar="FOLDER", help="with --backend: the model's folder (the twin's own)")
+    command.add_argument("--dialect", choices=DIALECTS, default="openai", help="with --url (openai)")
+    command.add_argument("--name", default="embeddinggemma", help="with --url: the model's name there (embeddinggemma)")
+    command.add_argument(
+        "--timeout", type=seconds, default=120, metavar="S", help="seconds to wait for an answer (120)"
+    )
+    command.add_argument("--precision", default="float32", metavar="P", help="whose bounds apply (float32)")
+    command.add_argument("--levels", default=",".join(LEVELS), metavar="L,L", help=f"some of {','.join(LEVELS)}")
+    command.add_argument("--cases", default="*", metavar="PATTERN,...", help="some cases only, like length-*")
+    command.add_argument("--json", metavar="FILE", help="write conformance.json there")
+    command.add_argument("--junit", metavar="FILE", help="write JUnit XML there")
+    command.add_argument(
+        "--track", metavar="FILE", help="keep this run there, and print only what changed since the last"
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    folder = Path(given.suite)
+    suite = open_suite(folder if folder.is_dir() else golden_folder(given.suite))
+    before = read_track(given.track)
+    for path in (given.json, given.junit, given.track):
+        check_output(path)
+    port = open_port(given, suite.folder)
+    bounds = "float32" if given.precision == "float64" else given.precision
+    try:
+        report = verify(suite, port, bounds, words(given.levels), words(given.cases))
+    finally:
+        port.close()
+    if before is None:
+        print(as_text(report))
+    else:
+        print("\n".join(changes(report, before) or ["no change"]))
+        print("\n".join(verdict_lines(report)))
+    for path, write in ((given.json, as_json), (given.junit, as_junit), (given.track, as_json)):
+        if path:
+            with open_output(path) as handle:
+                handle.write(write(report))
+    if not report.answered:
+        return 2
+    return 0 if report.conforms else 1
+
+
+def words(listed: str) -> list[str]:
+    return [word.strip() for word in listed.split(",")]
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < threading.TIMEOUT_MAX:
+        raise ValueError(text)
+    return number
+
+
+def open_port(given: argparse.Namespace, suite: Path) -> Port:
+    """The port that the options name."""
+    if given.call is not None:
+        return CallablePort(find_function(given.call), name=given.call, timeout=given.timeout)
+    if given.program is not None:
+        return CommandPort(given.program, given.timeout)
+    if given.url is not None:
+        return HttpPort(given.url, given.dialect, given.name, given.timeout, os.environ.get("REFEMBED_API_KEY", ""))
+    if given.vectors is not None:
+        return FilePort(Path(given.vectors))
+    folder = given.checkpoint or suite / "checkpoint"
+    if not Path(folder).is_dir():
+        raise RefembedError(
+            "verify-checkpoint", f"{suite.name} carries no weights; name the model's folder by --checkpoint"
+        )
+    return BackendPort(load(folder, backend=given.backend, precision=own_precision(given.precision)))
+
+
+def own_precision(precision: str) -> str | None:
+    """What to ask a backend for. float64 is judged by float32's bounds."""
+    return precision if precision in ("float64", "float32", "bfloat16", "int8", "int4") else None
+
+
+class BackendPort:
+    """A loaded model as a port that answers everything."""
+
+    can = CALLS
+
+    def __init__(self, model: Embedder) -> None:
+        self.name, self.model = repr(model), model
+
+    def embed(self, case: Case, prompted: Sequence[str]) -> Any:
+        return quietly(lambda: self.model.encode(list(prompted), task=None, dimensions=case.dimensions))
+
+    def embed_prompted(self, case: Case, texts: Sequence[Text]) -> Any:
+        def encode(text: Text) -> Any:
+            return self.model.encode(text.text, task=text.task, titles=text.title, dimensions=case.dimensions)
+
+        return quietly(lambda: [encode(text) for text in texts])
+
+    def tokenize(self, prompted: Sequence[str]) -> Any:
+        return quietly(lambda: [self.ids(text) for text in prompted])
+
+    def trace(self, case: Case, prompted: str) -> Any:
+        return quietly(lambda: self.model.encoder.trace(self.ids(prompted)))
+
+    def ids(self, prompted: str) -> Any:
+        (ids,) = self.model.prepare([prompted], task=None)
+        if isinstance(ids, RefembedError):
+            raise ids
+        return ids
+
+    def close(self) -> None:
+        pass
+
+
+def quietly(ask: Callable[[], Any]) -> Any:
+    """Without a warning for each text that is meant to be too long."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return within(None, ask)
+
+
+def find_function(name: str) -> Callable[[list[str]], Any]:
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function or "embed")
+    except (Exception, SystemExit) as error:  # whatever the module does as it is imported
+        reason = f"{type(error).__name__} {error}"
+        raise RefembedError("port-call", f"{name} cannot be imported: {reason}; give MODULE:FUNCTION") from error
+    if not callable(found):
+        raise RefembedError("port-call", f"{name} is {type(found).__name__}, a function needed; give MODULE:FUNCTION")
+    return found
+
+
+def read_track(path: str | None) -> Any:
+    """The last run, None where there is none yet."""
+    if not path or not Path(path).exists():
+        return None
+    try:
+        before = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RefembedError("verify-track", f"{path} is not an earlier run: {error}; name another file") from error
+    if not is_report(before):
+        raise RefembedError("verify-track", f"{path} is not an earlier run of this version; name another file")
+    return before

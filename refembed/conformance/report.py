@@ -1,0 +1,164 @@
+"""A verdict as text, JSON, JUnit XML and conformance.json."""
+
+import json
+from collections import Counter
+from typing import Any
+from xml.etree import ElementTree
+
+from .. import __version__
+from .verify import FAILED, LEVELS, NOT_ASKED, RIGHT, WRONG, Outcome, Report
+
+MOST_LINES = 12
+
+
+def as_text(report: Report) -> str:
+    """The verdict for people: what was right, what was not, the first wrong stage, and the mistake that explains it."""
+    lines = [f"{report.port} against {report.suite}, {report.cases} cases, {report.precision}", ""]
+    for level in LEVELS:
+        counts = Counter(outcome.verdict for outcome in report.outcomes if outcome.level == level)
+        if counts:
+            said = ", ".join(
+                f"{counts[verdict]} {verdict}" for verdict in (RIGHT, WRONG, FAILED, NOT_ASKED) if counts[verdict]
+            )
+            lines.append(f"  {level:<8} {said}")
+    share, case = report.used()
+    lines += ["", f"allowed error used by right answers: at most {100 * share:.0f} % ({case})"] if case else [""]
+    bad = [outcome for outcome in report.outcomes if outcome.verdict in (WRONG, FAILED)]
+    for outcome in bad[:MOST_LINES]:
+        lines.append(f"  {title(outcome)}: {outcome.said}")
+    if len(bad) > MOST_LINES:
+        lines.append(f"  and {len(bad) - MOST_LINES} more (--json FILE has them all)")
+    lines += ["", *verdict_lines(report)]
+    return "\n".join(lines)
+
+
+def verdict_lines(report: Report) -> list[str]:
+    if report.conforms:
+        return ["CONFORMS"]
+    if not report.answered:
+        return ["COULD NOT BE VERIFIED: no answer of the right form"]
+    lines = ["DOES NOT CONFORM"]
+    first = report.first_wrong_stage
+    if first:
+        lines.append(f"first wrong stage: {first[0]} (case {first[1]})")
+    if not report.explanations:
+        if any(outcome.verdict == WRONG for outcome in report.outcomes):
+            lines.append("diagnosis: unknown; no single known mistake gives these vectors")
+        return lines
+    best, *others = report.explanations
+    defect = best.defect
+    lines += [
+        f"diagnosis: {defect.id} ({defect.family}): {defect.title}",
+        f"  evidence: on {', '.join(best.cases)} the port is within {best.to_defect:.2g} bounds of this mistake's own "
+        f"vectors and {best.to_truth:.3g} from the truth; it foretells {100 * best.foretold:.0f} % of the verdicts",
+        f"  what users see: {defect.effect}",
+        f"  seen in: {'no port yet' if defect.reported == '-' else defect.reported}",
+        f"  what is right: spec/{defect.chapter}",
+    ]
+    if others:
+        lines.append(f"  would also explain it: {', '.join(other.defect.id for other in others[:4])}")
+    return lines
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Everything, for programs. This is conformance.json."""
+    first = report.first_wrong_stage
+    share, case = report.used()
+    return {
+        "format": 1,
+        "refembed": __version__,
+        "port": report.port,
+        "suite": report.suite,
+        "model_digest": report.digest,
+        "precision": report.precision,
+        "number_of_cases": report.cases,
+        "conforms": report.conforms,
+        "allowed_error_used": {"share": share, "case": case},
+        "first_wrong_stage": {"stage": first[0], "case": first[1]} if first else None,
+        "diagnosis": [
+            {
+                "defect": one.defect.id,
+                "title": one.defect.title,
+                "to_defect": finite(one.to_defect),
+                "to_truth": finite(one.to_truth),
+                "cases": list(one.cases),
+                "foretold": one.foretold,
+                "chapter": f"spec/{one.defect.chapter}",
+            }
+            for one in report.explanations
+        ],
+        "outcomes": [
+            {
+                "level": o.level,
+                "case": o.case,
+                "verdict": o.verdict,
+                "used": finite(o.used),
+                "said": o.said,
+                "stage": o.stage,
+                "law": o.law,
+            }
+            for o in report.outcomes
+        ],
+    }
+
+
+def finite(number: float | None) -> float | None:
+    """JSON has no infinity."""
+    return None if number is None or number != number or number in (float("inf"), float("-inf")) else number
+
+
+def as_json(report: Report) -> bytes:
+    return json.dumps(as_dict(report), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def as_junit(report: Report) -> bytes:
+    """A test suite for a port's own CI: one test for each case and level."""
+    judged = [outcome for outcome in report.outcomes if outcome.verdict != NOT_ASKED]
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"refembed.{report.suite}.{report.precision}",
+        tests=str(len(report.outcomes)),
+        failures=str(sum(outcome.verdict == WRONG for outcome in judged)),
+        errors=str(sum(outcome.verdict == FAILED for outcome in judged)),
+        skipped=str(len(report.outcomes) - len(judged)),
+    )
+    for outcome in report.outcomes:
+        test = ElementTree.SubElement(
+            suite, "testcase", classname=f"{report.suite}.{outcome.level}", name=title(outcome)
+        )
+        kind = {WRONG: "failure", FAILED: "error", NOT_ASKED: "skipped"}.get(outcome.verdict)
+        if kind:
+            ElementTree.SubElement(test, kind, message=outcome.said)
+    return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+
+
+def title(outcome: Outcome) -> str:
+    """What was asked, in words."""
+    return " ".join(filter(None, (outcome.level, outcome.case, outcome.law)))
+
+
+def changes(report: Report, before: dict[str, Any]) -> list[str]:
+    """What differs from an earlier run's as_dict: a line for each verdict that changed, and for a new diagnosis."""
+    now = as_dict(report)
+    heads = ("suite", "model_digest", "precision")
+    lines = [f"{key}: {before[key]} -> {now[key]}" for key in heads if now[key] != before[key]]
+    old = {(o["level"], o["case"], o["law"]): o["verdict"] for o in before["outcomes"]}
+    for outcome in report.outcomes:
+        was = old.get((outcome.level, outcome.case, outcome.law))
+        if was != outcome.verdict and (was or outcome.verdict in (WRONG, FAILED)):
+            lines.append(f"{title(outcome)}: {was or 'new'} -> {outcome.verdict} {outcome.said}".rstrip())
+    named, names = ([one["defect"] for one in run["diagnosis"]][:1] for run in (before, now))
+    if named != names:
+        lines.append(f"diagnosis: {', '.join(named) or 'none'} -> {', '.join(names) or 'none'}")
+    return lines
+
+
+def is_report(before: Any) -> bool:
+    """Whether this is the as_dict of an earlier run, as far as changes() looks at it."""
+    try:
+        outcomes = [(o["level"], o["case"], o["law"], o["verdict"]) for o in before["outcomes"]]
+        named = [one["defect"] for one in before["diagnosis"]]
+        words = [before[key] for key in ("suite", "model_digest", "precision")] + named + [o[3] for o in outcomes]
+        return before["format"] == 1 and all(isinstance(word, str) for word in words)
+    except (KeyError, TypeError):
+        return False

@@ -1,0 +1,253 @@
+"""A folder of golden vectors, opened and checked: JSON and safetensors, every file by its digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RefembedError
+from .mutation import Text
+
+FORMAT = 1
+LARGEST_FILE = 64 * 2**20
+STORED = ("values.safetensors", "stages.safetensors", "defects.safetensors")
+WIDEST = 2.0  # two vectors of unit length cannot differ by more
+SEEN = 3  # a defect is seen by a case where it lies this many bounds from the truth
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden case.
+
+    id           a slug
+    why          what it shows
+    texts        what a user gives; prompted: what is tokenised
+    dimensions   how many numbers of each vector are compared
+    stages       the stages that are stored (one text only)
+    flags        the defects it can see in float32
+    bounds       precision -> stage -> largest allowed error; "embedding" is of the final vector, absolute; every other
+                 is in units of the true tensor's largest number
+    """
+
+    id: str
+    why: str
+    texts: tuple[Text, ...]
+    prompted: tuple[str, ...]
+    dimensions: int
+    stages: tuple[str, ...]
+    flags: tuple[str, ...]
+    bounds: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An opened golden folder. Made by open_suite."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    cases: tuple[Case, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["model"]["name"])
+
+    @cached_property
+    def values(self) -> Mapping[str, Array]:
+        return self.tensors("values.safetensors")
+
+    @cached_property
+    def stages(self) -> Mapping[str, Array]:
+        return self.tensors("stages.safetensors")
+
+    @cached_property
+    def wrong(self) -> Mapping[str, Array]:
+        return self.tensors("defects.safetensors")
+
+    def tensors(self, name: str) -> Mapping[str, Array]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            loaded: Mapping[str, Array] = load_file(self.folder / name)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise RefembedError("golden-tensors", f"{self.folder / name} holds no tensors: {error}") from error
+        return loaded
+
+    def vectors(self, case: Case) -> Array:
+        """(texts, dimensions) float64: what a right port gives."""
+        return self.values[f"{case.id}/embedding"]
+
+    def tokens(self, case: Case) -> list[Array]:
+        """The ids of each text, BOS and EOS included, cut to the context."""
+        return [self.values[f"{case.id}/tokens.{row}"] for row in range(len(case.texts))]
+
+    def defect_vectors(self, defect: str) -> dict[str, Array]:
+        """case id -> the vectors of a port that has this defect, for the cases that show it best."""
+        best = self.manifest["defects"][defect]["cases"]
+        return {case: self.wrong[f"{defect}/{case}"] for case in best}
+
+    def separation(self, defect: str, precision: str) -> float:
+        """How many bounds a defect lies from the truth at the case that shows it best."""
+        return float(str(self.manifest["defects"][defect]["separation"][precision]["ratio"]).replace("infinite", "inf"))
+
+
+def golden_folder(name: str) -> Path:
+    """Where the golden vectors of a model lie: in the installed package, or in the source tree."""
+    package = Path(__file__).parents[1]
+    for root in (package / "golden", package.parent / "golden"):
+        if (root / name / "manifest.json").exists():
+            return root / name
+    raise RefembedError("golden-missing", f"no golden vectors of {name!r} in {package / 'golden'}")
+
+
+def open_suite(folder: Path) -> Suite:
+    """Open and check a golden folder: its format, every file's size and digest, the count of cases.
+
+    Raises RefembedError; a damaged suite must never look like a passed one.
+    """
+    manifest = read_manifest(folder / "manifest.json")
+    unlisted = [name for name in STORED if name not in manifest["files"]]
+    if unlisted:
+        raise RefembedError("golden-unlisted", f"{folder}: the manifest has no digest of {unlisted[0]}")
+    for name, entry in manifest["files"].items():
+        check_file(folder, name, entry)
+    cases = tuple(read_case(folder, entry) for entry in manifest["cases"])
+    counted = manifest["number_of_cases"]
+    if counted != len(cases):
+        raise RefembedError(
+            "golden-count", f"{folder}: {len(cases)} cases, the manifest says {counted}; fetch it again"
+        )
+    if not cases:
+        raise RefembedError("golden-empty", f"{folder}: there is no case in it, so nothing could be verified")
+    ids = [case.id for case in cases]
+    if len(set(ids)) != len(ids):
+        twice = next(id for id in ids if ids.count(id) > 1)
+        raise RefembedError("golden-duplicate", f"{folder}: case {twice} stands there twice")
+    suite = Suite(folder, manifest, cases)
+    for case in cases:
+        check_values(suite, case)
+    for defect, entry in manifest["defects"].items():
+        check_defect(suite, defect, entry)
+    return suite
+
+
+def read_manifest(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise RefembedError("golden-missing", f"{file} is not there")
+    if file.stat().st_size > LARGEST_FILE:
+        raise RefembedError(
+            "golden-too-large", f"{file} has {file.stat().st_size} bytes, at most {LARGEST_FILE} needed"
+        )
+    try:
+        manifest = json.loads(file.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RefembedError("golden-json", f"{file} is not JSON: {str(error)[:200]}") from error
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
+        raise RefembedError("golden-format", f"{file} is no manifest of golden vectors: its format is not a number")
+    if manifest["format"] > FORMAT:
+        raise RefembedError(
+            "golden-newer", f"{file} has format {manifest['format']}, this refembed reads {FORMAT}; update it"
+        )
+    if manifest["format"] < 1:
+        raise RefembedError("golden-format", f"{file} has format {manifest['format']}, {FORMAT} needed")
+    kinds = {"model": dict, "number_of_cases": int, "files": dict, "defects": dict, "cases": list}
+    for key, needed in kinds.items():
+        if not isinstance(manifest.get(key), needed):
+            raise RefembedError("golden-manifest", f"{file}: {key} is no {needed.__name__}")
+    for key, needed in {"name": str, "digest": str, "dimensions": int}.items():
+        if not isinstance(manifest["model"].get(key), needed):
+            raise RefembedError("golden-manifest", f"{file}: the model's {key} is no {needed.__name__}")
+    return manifest
+
+
+def check_file(folder: Path, name: str, entry: Any) -> None:
+    file = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise RefembedError("golden-path", f"{folder}: the manifest names {name}, which is outside the folder")
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        raise RefembedError("golden-manifest", f"{folder}: the entry of {name} has no size and digest")
+    if not file.is_file():
+        raise RefembedError(
+            "golden-file-missing", f"{file} is not there, and the manifest names it; fetch the folder again"
+        )
+    if file.stat().st_size != entry["bytes"]:
+        raise RefembedError(
+            "golden-size", f"{file} has {file.stat().st_size} bytes, {entry['bytes']} needed; fetch it again"
+        )
+    if file.stat().st_size > LARGEST_FILE:
+        raise RefembedError("golden-too-large", f"{file} has more than {LARGEST_FILE} bytes, as none should")
+    try:
+        with file.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise RefembedError("file-unreadable", f"{file}: {error.strerror or error}") from error
+    if found != entry["sha256"]:
+        raise RefembedError("golden-digest", f"{file} has SHA-256 {found}, {entry['sha256']} needed; it was changed")
+
+
+def read_case(folder: Path, entry: Any) -> Case:
+    try:
+        case = Case(
+            id=str(entry["id"]),
+            why=str(entry["why"]),
+            texts=tuple(Text(**text) for text in entry["texts"]),
+            prompted=tuple(entry["prompted"]),
+            dimensions=int(entry["dimensions"]),
+            stages=tuple(entry["stages"]),
+            flags=tuple(entry["flags"]),
+            bounds={precision: dict(bounds) for precision, bounds in entry["bounds"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RefembedError(
+            "golden-case", f"{folder}: a case is not complete: {type(error).__name__} {error}"
+        ) from error
+    if not case.texts or len(case.texts) != len(case.prompted) or not all(type(t) is str for t in case.prompted):
+        raise RefembedError("golden-case", f"{folder}: case {case.id} needs texts, and each with its prompt")
+    return case
+
+
+def check_values(suite: Suite, case: Case) -> None:
+    """Its vectors are there, of the right shape, finite and of unit length, its bounds above zero."""
+    where = f"{suite.folder}: case {case.id}"
+    vectors = suite.values.get(f"{case.id}/embedding")
+    if vectors is None or any(f"{case.id}/tokens.{row}" not in suite.values for row in range(len(case.texts))):
+        raise RefembedError("golden-values", f"{where} has no vectors or no tokens")
+    if vectors.shape != (len(case.texts), case.dimensions):
+        raise RefembedError(
+            "golden-shape", f"{where}: vectors {vectors.shape}, ({len(case.texts)}, {case.dimensions}) needed"
+        )
+    if any(suite.values[f"{case.id}/tokens.{row}"].dtype.kind not in "iu" for row in range(len(case.texts))):
+        raise RefembedError("golden-values", f"{where}: its tokens are no whole numbers")
+    if vectors.dtype.kind != "f" or not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-9):
+        raise RefembedError("golden-norm", f"{where}: a vector is not finite or not of unit length")
+    if not case.bounds:
+        raise RefembedError("golden-bound", f"{where} has no bounds")
+    for precision, bounds in case.bounds.items():
+        sound = all(type(bound) is float and 0 < bound < np.inf for bound in bounds.values())
+        if not sound or not bounds.get("embedding", WIDEST) < WIDEST:
+            raise RefembedError("golden-bound", f"{where}: a bound at {precision} is missing, not above 0, or endless")
+    for stage in case.stages:
+        tensor = suite.stages.get(f"{case.id}/{stage}")
+        if tensor is None or not tensor.size or not np.all(np.isfinite(tensor)):
+            raise RefembedError("golden-stages", f"{where}: stage {stage} is not stored, or not finite")
+
+
+def check_defect(suite: Suite, defect: str, entry: Any) -> None:
+    """A defect's own vectors are there, for cases that there are, and its separations can be read."""
+    try:
+        shapes = {case.id: (len(case.texts), case.dimensions) for case in suite.cases}
+        whole = all(vectors.shape == shapes[case] for case, vectors in suite.defect_vectors(defect).items())
+        whole = whole and all(suite.separation(defect, precision) >= 0 for precision in entry["separation"])
+    except RefembedError:  # the file itself
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise RefembedError("golden-defects", f"{suite.folder}: defect {defect} lacks vectors, cases or separations")
