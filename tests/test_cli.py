@@ -910,7 +910,7 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"refembed {refembed.__version__}\n", "")
 
 
-# design.md's table of commands, as far as this issue goes
+# every command, and the options it promises
 SURFACE = {
     "embed": "TEXT -i -o --task --prompt --text-field --title-field --dimensions --model --backend --precision "
     "--threads --format jsonl npy safetensors --debug",
