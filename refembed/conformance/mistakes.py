@@ -254,7 +254,7 @@ def unparsed(tokenizer: Tokenizer, prompted: str) -> Array:
         tokenizer.library.encode_special_tokens = False
 
 
-def cut_at(share: int, keep_eos: bool = True) -> Mutation:
+def cut_at(share: int) -> Mutation:
     """Texts cut at this share of the context: 4 is 512 tokens of 2,048."""
 
     def ids(pieces: Array, config: Config) -> Array:

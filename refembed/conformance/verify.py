@@ -108,7 +108,6 @@ def verify(
     precision: str = "float32",
     levels: Iterable[str] = LEVELS,
     cases: Sequence[str] = ("*",),
-    progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Ask a port for every case at every level it answers, and judge.
 
@@ -135,7 +134,6 @@ def verify(
     for level in LEVELS:
         if level in wanted:
             for case in chosen:
-                progress(f"{level} {case.id}")
                 run.outcomes += getattr(run, level)(case)
     if all(outcome.verdict == NOT_ASKED for outcome in run.outcomes):
         asked = f"{', '.join(wanted)} of {len(chosen)} cases"

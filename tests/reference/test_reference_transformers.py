@@ -1,11 +1,12 @@
 """The reference against implementations nobody here wrote: transformers' Gemma3TextModel, tensor by tensor, and
 sentence-transformers' and torch's modules for what follows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -163,27 +164,10 @@ def run_theirs(model: Gemma3TextModel, config: Config, ids: NDArray[Any], patch:
 
 
 @pytest.fixture
-def float64_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take transformers' four casts to float32 out: in RMSNorm, rotary angles, softmax and the embedding's scale."""
-
-    def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self._norm(x) * (1.0 + self.weight)
-
-    def rotary(self: Any, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str) -> Any:
-        base, head = self.config.rope_parameters[layer_type]["rope_theta"], self.config.head_dim
-        frequency = 1.0 / (base ** (torch.arange(0, head, 2, dtype=torch.float64) / head))
-        angle = position_ids[..., None].double() * frequency
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos(), angle.sin()
-
-    def scaled(self: Any, ids: torch.Tensor) -> torch.Tensor:
-        return nn.Embedding.forward(self, ids) * self.scalar_embed_scale
-
-    softmax = nn.functional.softmax
-    monkeypatch.setattr(modeling_gemma3.Gemma3RMSNorm, "forward", norm)
-    monkeypatch.setattr(modeling_gemma3.Gemma3RotaryEmbedding, "forward", rotary)
-    monkeypatch.setattr(modeling_gemma3.Gemma3TextScaledWordEmbedding, "forward", scaled)
-    monkeypatch.setattr(nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim=dim))
+def float64_everywhere() -> Iterator[None]:
+    """transformers without its four casts to float32, as the golden vectors' oracle has it."""
+    with oracle.float64_everywhere():
+        yield
 
 
 def check_every_tensor(name: str, tokens: int, allowed: float, patch: pytest.MonkeyPatch) -> None:
