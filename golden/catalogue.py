@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refembed.conformance.defects import CONTROLS, DEFECTS
+from refembed.conformance.suite import PRECISIONS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "spec" / "defects.md"
@@ -18,7 +19,6 @@ FAMILIES = {
     "F": "Inner arithmetic",
     "G": "Precision and backends",
 }
-PRECISIONS = ("float32", "float32-gelu16", "bfloat16", "int8", "int4")
 HEAD = """# Known mistakes
 
 What ports of EmbeddingGemma have really got wrong. This page is written by `python golden/catalogue.py` from

@@ -40,6 +40,8 @@ def test_wheel_carries_what_users_need(tmp_path):
     needed |= {
         "golden/twin/manifest.json",
         "golden/twin/checkpoint/model.safetensors",
+        "golden/embeddinggemma-300m/manifest.json",
+        "golden/embeddinggemma-300m/defects.safetensors",
         "golden/quantised/manifest.json",
     }
     assert needed <= {name.removeprefix("refembed/") for name in names}

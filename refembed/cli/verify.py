@@ -25,7 +25,7 @@ from typing import Any
 from ..conformance.mutation import Text
 from ..conformance.port import CALLS, DIALECTS, CallablePort, CommandPort, FilePort, HttpPort, Port, within
 from ..conformance.report import as_json, as_junit, as_text, changes, is_report, verdict_lines
-from ..conformance.suite import Case, golden_folder, open_suite
+from ..conformance.suite import PRECISIONS, Case, Suite, golden_folder, open_suite
 from ..conformance.verify import LEVELS, verify
 from ..embedder import Embedder, load
 from ..errors import RefembedError
@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> int:
     before = read_track(given.track)
     for path in (given.json, given.junit, given.track):
         check_output(path)
-    port = open_port(given, suite.folder)
+    port = open_port(given, suite)
     bounds = "float32" if given.precision == "float64" else given.precision
     try:
         report = verify(suite, port, bounds, words(given.levels), words(given.cases))
@@ -95,7 +95,7 @@ def seconds(text: str) -> float:
     return number
 
 
-def open_port(given: argparse.Namespace, suite: Path) -> Port:
+def open_port(given: argparse.Namespace, suite: Suite) -> Port:
     """The port that the options name."""
     if given.call is not None:
         return CallablePort(find_function(given.call), name=given.call, timeout=given.timeout)
@@ -105,17 +105,20 @@ def open_port(given: argparse.Namespace, suite: Path) -> Port:
         return HttpPort(given.url, given.dialect, given.name, given.timeout, os.environ.get("REFEMBED_API_KEY", ""))
     if given.vectors is not None:
         return FilePort(Path(given.vectors))
-    folder = given.checkpoint or suite / "checkpoint"
+    folder = given.checkpoint or suite.folder / "checkpoint"
     if not Path(folder).is_dir():
         raise RefembedError(
             "verify-checkpoint", f"{suite.name} carries no weights; name the model's folder by --checkpoint"
         )
-    return BackendPort(load(folder, backend=given.backend, precision=own_precision(given.precision)))
+    model = load(folder, backend=given.backend, precision=own_precision(given.precision))
+    if model.info.digest != suite.manifest["model"]["digest"]:
+        print(f"note: {folder} holds other files than these golden vectors were made with", file=sys.stderr)
+    return BackendPort(model)
 
 
 def own_precision(precision: str) -> str | None:
-    """What to ask a backend for. float64 is judged by float32's bounds."""
-    return precision if precision in ("float64", "float32", "bfloat16", "int8", "int4") else None
+    """What to ask a backend for; none where the contract has a name of its own. float64 is held to float32's bounds."""
+    return precision if precision in {"float64", *PRECISIONS} - {"float32-gelu16"} else None
 
 
 class BackendPort:

@@ -11,12 +11,15 @@ from .defects import DEFECTS, Defect
 from .suite import SEEN, Case, Suite
 
 EXPLAINED = 2.0  # bounds: a port that has exactly this defect lies within its allowed error of the defect's vectors,
-AMPLIFIED = 1e-4  # or this near in units of the distance to the truth, since a defect may make rounding errors grow
-CONSISTENT = 0.8  # of all verdicts must be as the defect foretells
+AMPLIFIED = 1e-4  # or this near in units of the distance to the truth, since a defect may make rounding errors grow:
+COARSEST = 0.25  # at float32 by that much, at coarser precisions by as many times more as they are coarser, up to this
+NEARER = 0.5  # of the distance to the truth: what is explained lies far nearer to the explanation
+STORED = 1e-2  # distances are stored to three digits
+CONSISTENT = 0.8  # of all cases must lie as far from the truth as the defect does
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by itself: arrays are not compared
 class Measured:
     """Vectors a port gave.
 
@@ -29,6 +32,10 @@ class Measured:
     vectors: Array
     right: bool
 
+    def bound(self, precision: str) -> float:
+        """The largest allowed difference in a number of its vectors."""
+        return self.case.bounds[precision]["embedding"]
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -37,7 +44,7 @@ class Explanation:
     to_defect   the largest distance to the defect's own vectors, in bounds
     to_truth    the largest distance to the truth on the same cases, in bounds
     cases       on which both were measured
-    foretold    the share of verdicts that the defect foretells
+    foretold    the share of the cases it was tried on whose distance from the truth is the one this defect gives
     """
 
     defect: Defect
@@ -74,43 +81,39 @@ def badness(one: Explanation) -> tuple[float, float]:
 def explained_by(
     suite: Suite, defect: Defect, precision: str, measured: Sequence[Measured], laws: bool | None
 ) -> Explanation | None:
-    """How well one defect fits, on the cases that show it best; None where it does not."""
-    own = suite.defect_vectors(defect.id)
-    distances: dict[str, tuple[float, float]] = {}
-    for one in measured:
-        bound, truth = one.case.bounds[precision]["embedding"], suite.vectors(one.case)
-        if one.case.id in own and distance(own[one.case.id], truth) >= SEEN * bound:
-            distances[one.case.id] = (
-                distance(one.vectors, own[one.case.id]) / bound,
-                distance(one.vectors, truth) / bound,
-            )
-    if not all(fits(*pair) for pair in distances.values()) or all(far <= 1 for _, far in distances.values()):
+    """How well one defect fits, on the cases whose vectors are stored and by its distances on all; None where not."""
+    own, distances = suite.defect_vectors(defect.id), suite.distances(defect.id)
+    tried = [one for one in measured if one.case.id in distances]
+    stored = [one for one in tried if one.case.id in own]
+    pairs = []
+    for one in stored:
+        near, far = (distance(one.vectors, vectors) for vectors in (own[one.case.id], suite.vectors(one.case)))
+        if not (near <= EXPLAINED * one.bound(precision) or near <= growth(one, precision) * far < np.inf):
+            return None
+        pairs.append((near / one.bound(precision), far / one.bound(precision)))
+    if not pairs:
         return None
-    share = foretold(suite, defect, precision, measured, laws)
-    near, far = (max(side) for side in zip(*distances.values(), strict=True))
-    return Explanation(defect, near, far, tuple(distances), share) if share >= CONSISTENT else None
+    near, far = (max(side) for side in zip(*pairs, strict=True))
+    agree = {one: is_as_far(one, suite, precision, distances[one.case.id]) for one in tried}
+    seen = [agree[one] for one in tried if distances[one.case.id] >= SEEN * one.bound(precision)]
+    if near > NEARER * far or not seen or np.mean(seen) < CONSISTENT:
+        return None
+    as_foretold = [*agree.values(), *([] if laws is None else [laws == (defect.mutation.padding is not None)])]
+    share = float(np.mean(as_foretold))
+    cases = tuple(dict.fromkeys(one.case.id for one in stored))
+    return Explanation(defect, near, far, cases, share) if share >= CONSISTENT else None
 
 
-def fits(to_defect: float, to_truth: float) -> bool:
-    return to_defect <= EXPLAINED or to_defect <= AMPLIFIED * to_truth < np.inf
+def growth(one: Measured, precision: str) -> float:
+    """How far from the defect's vectors its rounding errors may lie, in units of the distance to the truth."""
+    return min(COARSEST, AMPLIFIED * one.bound(precision) / one.bound("float32"))
 
 
-def foretold(suite: Suite, defect: Defect, precision: str, measured: Sequence[Measured], laws: bool | None) -> float:
-    """The share of verdicts that are as this defect would have them.
-
-    Cases flag what shows in float32; at other precisions a flagged case may be right or wrong, so only the rest counts.
-    Every case counts that the defect was tried on, and the laws count as one more: only padding breaks them.
-    """
-    fine = precision == "float32"
-    tried = suite.manifest["defects"][defect.id].get("tried")
-    agree = [
-        one.right != (defect.id in one.case.flags)
-        for one in measured
-        if (tried is None or one.case.id in tried) and (fine or defect.id not in one.case.flags)
-    ]
-    if laws is not None and (fine or laws):
-        agree.append(laws == (defect.mutation.padding is not None))
-    return float(np.mean(agree)) if agree else 1.0
+def is_as_far(one: Measured, suite: Suite, precision: str, foretold: float) -> bool:
+    """Whether its vectors lie as far from the truth as a defect puts them."""
+    found = distance(one.vectors, suite.vectors(one.case))
+    allowed = max(EXPLAINED * one.bound(precision), STORED * foretold)
+    return found == foretold or abs(found - foretold) <= allowed < np.inf
 
 
 def distance(first: Array, second: Array) -> float:

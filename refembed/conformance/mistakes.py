@@ -15,6 +15,7 @@ from ..reference.positions import positions_of as right_positions_of
 from ..tokenizer import Tokenizer
 from .mutation import Functions, Mutation, Text, right_ids, right_pieces
 
+HIDDEN = -1e30  # finite, as ports have it: a pad that sees no key weighs all keys alike, in place of 0/0
 Array = NDArray[Any]
 Rule = Callable[[str, Array, Array, Config], Array]
 
@@ -91,8 +92,8 @@ def padded(
             mask = np.where(place < real, added, 0.0)[None, :] + np.zeros((tokens, 1))
             return right._replace(mask=mask.astype(dtype))
         seen = in_window(kind, place[:, None], place[None, :], config) | (not windowed)
-        seen = seen & ((place < real)[None, :] | keys_seen | ((place >= real)[:, None] & (place[:, None] == place)))
-        return right._replace(mask=np.where(seen, 0.0, -np.inf).astype(dtype))
+        seen = seen & ((place < real)[None, :] | keys_seen)
+        return right._replace(mask=np.where(seen, 0.0, HIDDEN).astype(dtype))
 
     def pool(states: Array) -> Array:
         return np.mean(states if pads_pooled else states[:real], axis=0)

@@ -13,7 +13,10 @@ MOST_LINES = 12
 
 def as_text(report: Report) -> str:
     """The verdict for people: what was right, what was not, the first wrong stage, and the mistake that explains it."""
-    lines = [f"{report.port} against {report.suite}, {report.cases} cases, {report.precision}", ""]
+    lines = [
+        f"{report.port} against {report.suite} (golden {report.edition}), {report.cases} cases, {report.precision}",
+        "",
+    ]
     for level in LEVELS:
         counts = Counter(outcome.verdict for outcome in report.outcomes if outcome.level == level)
         if counts:
@@ -22,7 +25,8 @@ def as_text(report: Report) -> str:
             )
             lines.append(f"  {level:<8} {said}")
     share, case = report.used()
-    lines += ["", f"allowed error used by right answers: at most {100 * share:.0f} % ({case})"] if case else [""]
+    lines += ["", f"known mistakes that these cases see at {report.precision}: {report.visible} of {report.known}"]
+    lines += [f"allowed error used by right answers: at most {100 * share:.0f} % ({case})"] if case else []
     bad = [outcome for outcome in report.outcomes if outcome.verdict in (WRONG, FAILED)]
     for outcome in bad[:MOST_LINES]:
         lines.append(f"  {title(outcome)}: {outcome.said}")
@@ -50,7 +54,8 @@ def verdict_lines(report: Report) -> list[str]:
     lines += [
         f"diagnosis: {defect.id} ({defect.family}): {defect.title}",
         f"  evidence: on {', '.join(best.cases)} the port is within {best.to_defect:.2g} bounds of this mistake's own "
-        f"vectors and {best.to_truth:.3g} from the truth; it foretells {100 * best.foretold:.0f} % of the verdicts",
+        f"vectors and {best.to_truth:.3g} from the truth; {100 * best.foretold:.0f} % of all cases lie as far "
+        "from the truth as it puts them",
         f"  what users see: {defect.effect}",
         f"  seen in: {'no port yet' if defect.reported == '-' else defect.reported}",
         f"  what is right: spec/{defect.chapter}",
@@ -69,9 +74,12 @@ def as_dict(report: Report) -> dict[str, Any]:
         "refembed": __version__,
         "port": report.port,
         "suite": report.suite,
+        "golden": report.edition,
         "model_digest": report.digest,
         "precision": report.precision,
         "number_of_cases": report.cases,
+        "known_mistakes_visible": report.visible,
+        "known_mistakes": report.known,
         "conforms": report.conforms,
         "allowed_error_used": {"share": share, "case": case},
         "first_wrong_stage": {"stage": first[0], "case": first[1]} if first else None,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..errors import RefembedError
 from .mutation import Text
 
 FORMAT = 1
+PRECISIONS = ("float32", "float32-gelu16", "bfloat16", "int8", "int4")  # each a contract: spec/protocol.md
 LARGEST_FILE = 64 * 2**20
 STORED = ("values.safetensors", "stages.safetensors", "defects.safetensors")
 WIDEST = 2.0  # two vectors of unit length cannot differ by more
@@ -59,6 +60,11 @@ class Suite:
         return str(self.manifest["model"]["name"])
 
     @cached_property
+    def edition(self) -> str:
+        """The first digits of the manifest's own SHA-256: which golden vectors a report was made with."""
+        return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()[:12]
+
+    @cached_property
     def values(self) -> Mapping[str, Array]:
         return self.tensors("values.safetensors")
 
@@ -93,9 +99,26 @@ class Suite:
         best = self.manifest["defects"][defect]["cases"]
         return {case: self.wrong[f"{defect}/{case}"] for case in best}
 
+    def distances(self, defect: str) -> dict[str, float]:
+        """case id -> how far the defect's vectors lie from the truth, for every case it was tried on."""
+        return {case: number(far) for case, far in self.manifest["defects"][defect]["distances"].items()}
+
+    def visible(self, precision: str, cases: Sequence[Case]) -> int:
+        """How many known mistakes these cases can tell from the truth at a precision."""
+        bounds = {case.id: case.bounds[precision]["embedding"] for case in cases}
+        return sum(
+            any(far >= SEEN * bounds.get(case, np.inf) for case, far in self.distances(defect).items())
+            for defect in self.manifest["defects"]
+        )
+
     def separation(self, defect: str, precision: str) -> float:
         """How many bounds a defect lies from the truth at the case that shows it best."""
-        return float(str(self.manifest["defects"][defect]["separation"][precision]["ratio"]).replace("infinite", "inf"))
+        return number(self.manifest["defects"][defect]["separation"][precision]["ratio"])
+
+
+def number(stored: float | str) -> float:
+    """JSON has no infinity: the word stands for it."""
+    return float("inf") if stored == "infinite" else float(stored)
 
 
 def golden_folder(name: str) -> Path:
@@ -245,6 +268,7 @@ def check_defect(suite: Suite, defect: str, entry: Any) -> None:
         shapes = {case.id: (len(case.texts), case.dimensions) for case in suite.cases}
         whole = all(vectors.shape == shapes[case] for case, vectors in suite.defect_vectors(defect).items())
         whole = whole and all(suite.separation(defect, precision) >= 0 for precision in entry["separation"])
+        whole = whole and all(far >= 0 and case in shapes for case, far in suite.distances(defect).items())
     except RefembedError:  # the file itself
         raise
     except (KeyError, TypeError, ValueError, AttributeError):

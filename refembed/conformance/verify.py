@@ -45,13 +45,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on a port, and everything it rests on."""
+    """The verdict on a port, and everything it rests on.
+
+    edition   which golden vectors: the first digits of their manifest's SHA-256
+    visible   how many of the known mistakes these cases can tell from the truth at this precision
+    """
 
     port: str
     suite: str
+    edition: str
     digest: str
     precision: str
     cases: int
+    visible: int
+    known: int
     outcomes: Sequence[Outcome]
     explanations: Sequence[Explanation] = field(default_factory=tuple)
 
@@ -124,8 +131,7 @@ def verify(
             "verify-no-case", f"no case of {suite.name} matches {', '.join(cases)}; nothing was verified"
         )
     if any(precision not in case.bounds for case in chosen):
-        known = ", ".join(chosen[0].bounds)
-        raise RefembedError("verify-precision", f"{suite.name} has no bounds for {precision!r}; it has {known}")
+        raise RefembedError("verify-precision", no_contract(suite, precision, chosen[0]))
     wanted = tuple(levels)
     unknown = [level for level in wanted if level not in LEVELS]
     if unknown or not wanted:
@@ -142,12 +148,27 @@ def verify(
     return Report(
         port=printable(port.name),
         suite=suite.name,
+        edition=suite.edition,
         digest=str(suite.manifest["model"]["digest"]),
         precision=precision,
         cases=len(chosen),
+        visible=suite.visible(precision, chosen),
+        known=len(suite.manifest["defects"]),
         outcomes=tuple(run.outcomes),
         explanations=tuple(explanations),
     )
+
+
+def no_contract(suite: Suite, precision: str, case: Case) -> str:
+    """Why a port cannot be held to this precision."""
+    known = ", ".join(case.bounds)
+    overflow = suite.manifest.get("unsupported", {}).get(precision)
+    if overflow:
+        return (
+            f"{precision} cannot hold this model: {overflow['stage']} of case {overflow['case']} reaches "
+            f"{overflow['largest']:,.0f}, and its largest number is {np.finfo(precision).max:,.0f}; use one of {known}"
+        )
+    return f"{suite.name} has no bounds for {precision!r}; it has {known}"
 
 
 class Run:

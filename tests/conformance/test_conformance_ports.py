@@ -21,6 +21,7 @@ from mutants import MutantPort, twin, twin_model
 from safetensors.numpy import save_file
 
 import refembed
+from refembed.backend import find_backends
 from refembed.cli import main
 from refembed.conformance import port as port_module
 from refembed.conformance.mutation import Text
@@ -81,7 +82,7 @@ def test_right_callable_conforms(embed):
     check_right(verify(twin(), CallablePort(embed, timeout=60)), {"vectors", "laws"})
 
 
-@pytest.mark.parametrize("backend", ["numpy", "loopback"])
+@pytest.mark.parametrize("backend", [found.name for found in find_backends() if not found.why_not])
 def test_right_backends_conform(backend, capsys):
     """Wrong if one of refembed's own backends does not pass the command that ports are judged by."""
     assert main(["verify", "--backend", backend, "--json", "report.json"]) == 0
@@ -293,7 +294,7 @@ def test_wrong_tokens_are_described(ids, said, embed):
         ([1], "failed", "no stages by name"),
         ({"pooled": [[1.0], [1.0, 2.0]]}, "failed", "gave pooled of unequal length"),
         ({"pooled": [1.0]}, "failed", "gave a pooled of shape (1,), (48,) needed"),
-        ({"embedded": np.zeros((0, 48))}, "failed", "gave a embedded of shape (0, 48)"),
+        ({"layer.00.out": np.zeros((0, 48))}, "failed", "gave a layer.00.out of shape (0, 48)"),
         ({"pooled": [float("nan")] * 48}, "wrong", "pooled is off"),
         ({"something": [1.0]}, "not asked", "none of the stored stages"),
     ],

@@ -1,5 +1,6 @@
 """What is printed and written of a verdict: text, JSON, JUnit XML, what changed since the last run, exit statuses."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from refembed.conformance.verify import LEVELS, Report, verify
 CAUSAL = next(defect for defect in DEFECTS if defect.id == "causal")
 VERDICTS = {"right", "wrong", "failed", "not asked"}
 HEAD = {
-    "format": int, "refembed": str, "port": str, "suite": str, "model_digest": str, "precision": str,
+    "format": int, "refembed": str, "port": str, "suite": str, "golden": str, "model_digest": str,
+    "known_mistakes_visible": int, "known_mistakes": int, "precision": str,
     "number_of_cases": int, "conforms": bool, "allowed_error_used": dict, "first_wrong_stage": (dict, type(None)),
     "diagnosis": list, "outcomes": list,
 }  # fmt: skip
@@ -106,6 +108,10 @@ def test_json_is_whole_and_plain(reports, which):
         check_keys(one, DIAGNOSIS)
     assert read["conforms"] == (which == "right")
     assert read["number_of_cases"] == len(twin().cases) == 72
+    manifest = (twin().folder / "manifest.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest().startswith(read["golden"])
+    assert len(read["golden"]) == 12
+    assert read["known_mistakes_visible"] == read["known_mistakes"] == len(DEFECTS)
     assert read["model_digest"] == twin().manifest["model"]["digest"]
 
 

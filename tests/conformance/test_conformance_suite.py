@@ -208,7 +208,7 @@ ROWS = [
     Bad("bound-a-word", "golden-bound", CASE, first_bound("1e-6")),
     Bad("bound-gone", "golden-bound", CASE, drop("cases", 0, "bounds", "float32", "embedding")),
     Bad("bounds-emptied", "golden-bound", CASE, set_key("cases", 0, "bounds", to={})),
-    Bad("stage-gone", "golden-stages", "final_norm", tensors(STAGES, lambda kept: kept.pop(f"{CASE}/final_norm"))),
+    Bad("stage-gone", "golden-stages", "pooled", tensors(STAGES, lambda kept: kept.pop(f"{CASE}/pooled"))),
     Bad("stage-nan", "golden-stages", "pooled", tensors(STAGES, scaled(f"{CASE}/pooled", np.nan))),
     Bad("defect-vectors-gone", "golden-defects", "causal", tensors(DEFECTS, lambda kept: kept.clear())),
     Bad("defect-of-no-case", "golden-defects", "causal", set_key("defects", "causal", "cases", to=["no-such-case"])),

@@ -15,7 +15,7 @@ from refembed.conformance.suite import FORMAT, STORED
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 MANIFESTS = sorted(GOLDEN.glob("*/manifest.json"))
 SCHEMA = Draft202012Validator(json.loads((GOLDEN / "manifest.schema.json").read_text()))
-MAPS = ("generator", "files", "defects", "grids", "bounds.float32")  # whose keys are names of their own choice
+MAPS = ("generator", "files", "defects", "grids", "bounds.float32", "distances", "unsupported")  # free keys
 NAMED = ("values.safetensors", "stages.safetensors", "defects.safetensors", "refembed", "numpy", "embedding")
 OPTIONAL = ("task", "title")
 Way = tuple[str | int, ...]
