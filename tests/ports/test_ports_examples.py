@@ -1,4 +1,7 @@
-"""The example ports conform, and the mistakes that the C one can be told to make are named by the diagnosis."""
+"""The example ports conform, and the mistakes that the C one can be told to make are named by the diagnosis.
+
+How often they are named at other precisions and in other code, tests/conformance/confusion.py prints.
+"""
 
 import json
 import os
@@ -14,19 +17,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from compiled_port import CHECKPOINT, SOURCE, STRICT, compile_port
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import refembed
-from refembed.conformance.defects import DEFECTS
+from refembed.conformance.defects import CONTROLS, DEFECTS
 from refembed.conformance.port import CommandPort
 from refembed.conformance.suite import Suite, golden_folder, open_suite
 from refembed.conformance.verify import LEVELS, Report, verify
+from refembed.reference.quantize import INT8_BLOCK, fake_quantize
+
+
+def ids_of(table: str) -> list[str]:
+    """The ids in a table of twin.c."""
+    found = re.search(rf"{table}\[\] = \{{(.*?)\}};", SOURCE.read_text(), re.S)
+    return re.findall(r'"([a-z0-9-]+)"', found[1] if found else "")
+
 
 HERE = Path(__file__).parent
 LINES = 60  # of a shim: more would be no example
-TABLE = re.search(r"DEFECTS\[\] = \{(.*?)\};", SOURCE.read_text(), re.S)
-MISTAKES = re.findall(r'"([a-z0-9-]+)"', TABLE[1] if TABLE else "")
+MISTAKES, UNALTERED, OTHERS = ids_of("DEFECTS"), ids_of("CONTROLS"), ids_of("OTHERS")
+JUDGED = ("vectors", "prompts", "laws")
 # where a mistake leaves the truth first, on a case with every stage stored
 FIRST_STAGES = {
     "embedding-scale-rounded": "embedded",
@@ -79,9 +92,9 @@ def verify_mistake(port: Path, suite: Suite, mistake: str, **options: Any) -> Re
         command.close()
 
 
-def say(program: Path, *lines: bytes) -> list[dict[str, Any]]:
+def say(program: Path, *lines: bytes, options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """What the C port answers to lines, sent at once."""
-    done = subprocess.run([program, CHECKPOINT], input=b"\n".join(lines) + b"\n", capture_output=True)
+    done = subprocess.run([program, CHECKPOINT, *options], input=b"\n".join(lines) + b"\n", capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -89,9 +102,58 @@ def say(program: Path, *lines: bytes) -> list[dict[str, Any]]:
 # the C port
 
 
-def test_c_port_conforms(port: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_c_port_conforms(port: Path, tmp_path: Path, precision: str) -> None:
     """Wrong if JSON and safetensors are not enough to port the model by, or a right port is accused."""
-    check_conforms(*verify_command(f"{port} {CHECKPOINT}", tmp_path), set(LEVELS))
+    command = f"{port} {CHECKPOINT} --precision {precision}"
+    check_conforms(*verify_command(command, tmp_path, "--precision", precision), set(LEVELS))
+
+
+def embedded(port: Path, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the table as the C port looks them up, and as they are stored: (tokens, width)."""
+    request = json.dumps({"call": "trace", "text": "Mars, known for its red sky.", "stages": ["embedded", "tokens"]})
+    ids = json.dumps({"call": "tokenize", "texts": ["Mars, known for its red sky."]})
+    traced, tokens = say(port, request.encode(), ids.encode(), options=("--precision", precision))
+    table = load_file(CHECKPOINT / "model.safetensors")["embed_tokens.weight"]
+    return np.array(traced["stages"]["embedded"]), table[tokens["ids"][0]]
+
+
+def test_int8_of_c_port_is_the_chapters(port: Path) -> None:
+    """Wrong if its blocks, their scales or their rounding are others than chapter 9 says."""
+    found, rows = embedded(port, "int8")
+    width = rows.shape[1]
+    blocks = fake_quantize(np.pad(rows, ((0, 0), (0, -width % 32))), INT8_BLOCK)[:, :width]
+    assert np.abs(blocks - rows).max() > 1e-4 * np.abs(rows).max()
+    np.testing.assert_allclose(found, blocks * np.float32(np.sqrt(width)), rtol=1e-6)
+
+
+def test_bfloat16_of_c_port_is_torchs(port: Path) -> None:
+    """Wrong if the nearest bfloat16 is another one than torch's, as where ties do not go to the even one."""
+    found, rows = embedded(port, "bfloat16")
+    scaled = torch.from_numpy(rows).bfloat16().float() * np.float32(np.sqrt(rows.shape[1]))
+    assert found.astype(np.float32).tolist() == scaled.bfloat16().tolist()
+
+
+@pytest.mark.parametrize(
+    "options", [["--precision", "float16"], ["--precision"], ["--defect", "none"], ["--fast", "x"]]
+)
+def test_c_port_refuses_unknown_options(port: Path, options: list[str]) -> None:
+    """Wrong if a misspelt option is a silent float32 port without a mistake."""
+    done = subprocess.run([port, CHECKPOINT, *options], input=b"", capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"")
+    said = {"float16": "no precision float16; there are float32, bfloat16 and int8", "none": "no such mistake"}
+    assert said.get(options[-1], "CHECKPOINT [--precision NAME]") in done.stderr.decode()
+
+
+def test_c_port_changes_its_mistake(port: Path) -> None:
+    """Wrong if a mistake told to the running program differs from one it is started with, or outlives the next one."""
+    ask = b'{"call":"embed","texts":["Mars is red and","Venus <eos> is a rather long way off"],"dimensions":8}'
+    pairs = ["", "causal", "special-tokens-as-text", "causal+special-tokens-as-text"]
+    changes = [json.dumps({"call": "start", "protocol": 1, "defect": pair}).encode() for pair in [*pairs, ""]]
+    answers = say(port, *(line for change in changes for line in (change, ask)))[1::2]
+    started = [say(port, ask, options=("--defect", pair) if pair else ())[0] for pair in [*pairs, ""]]
+    assert answers == started
+    assert len({json.dumps(answer) for answer in answers}) == len(pairs)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -111,13 +173,37 @@ def test_first_wrong_stage_of_c_port_is_found(port: Path, suite: Suite, mistake:
     assert report.first_wrong_stage[0] == FIRST_STAGES[mistake]
 
 
-def test_c_ports_mistakes_are_the_catalogues() -> None:
+@pytest.mark.parametrize("control", UNALTERED)
+def test_change_of_c_port_that_alters_nothing_conforms(port: Path, suite: Suite, control: str) -> None:
+    """Wrong if code that is written otherwise and computes the same is accused."""
+    report = verify_mistake(port, suite, control, levels=JUDGED)
+    assert report.conforms
+    assert not report.explanations
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_mistake_of_c_port_that_no_catalogue_has_is_unknown(port: Path, suite: Suite, other: str) -> None:
+    """Wrong if the diagnosis gives a name to what it does not know."""
+    report = verify_mistake(port, suite, other, levels=JUDGED)
+    assert not report.conforms
+    assert not report.explanations
+
+
+def test_c_ports_mistakes_are_the_catalogues(port: Path) -> None:
     """Wrong if twin.c lists a mistake that it cannot make, makes one that it does not list, or the ids moved on."""
     used = re.findall(r'has\("([a-z0-9-]+)"\)', SOURCE.read_text())
-    assert len(MISTAKES) >= 12
-    assert set(MISTAKES) == set(used)
+    assert {*MISTAKES, *UNALTERED, *OTHERS} == set(used)
     assert set(MISTAKES) <= {defect.id for defect in DEFECTS}
+    assert set(UNALTERED) <= set(CONTROLS)
+    assert not set(OTHERS) & ({defect.id for defect in DEFECTS} | set(CONTROLS))
     assert len({defect.family for defect in DEFECTS if defect.id in MISTAKES}) >= 12
+    listed = json.loads(subprocess.run([port, "--list"], capture_output=True, check=True).stdout)
+    assert {name: list(ids) for name, ids in listed.items()} == {
+        "defects": MISTAKES,
+        "controls": UNALTERED,
+        "others": OTHERS,
+    }
+    assert all(" " in what for what in listed["others"].values())
 
 
 def test_c_tokenizer_is_the_librarys(port: Path) -> None:
@@ -143,7 +229,7 @@ BAD_LINES = [
     b'{"call":"embed","texts":["\xe2\x96"]}', b'{"call":"embed","texts":["\xf0"]}',
     b'{"call":"embed","texts":["a\x00b"]}', b'{"call":"embed","plain":[{}]}', b'{"call":"embed","plain":["a"]}',
     b'{"call":"embed","plain":[{"text":"a","task":"nothing"}]}', b'{"call":"trace"}', b'{"call":"trace","text":"a"}',
-    b'{"call":"embed","plain":[{"text":"a","task":"query","title":"x"}]}',
+    b'{"call":"embed","plain":[{"text":"a","task":"query","title":"x"}]}', b'{"call":"start","defect":"causal+x"}',
 ]  # fmt: skip
 
 

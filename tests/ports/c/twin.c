@@ -5,12 +5,16 @@
 
    It reads a checkpoint folder (the golden twin's, or the real one's, only slowly), computes in float32, and speaks the
    JSON lines of spec/protocol.md on its standard input and output. For a port of your own the last part is the one to
-   copy; the others show that JSON and safetensors are all one needs. In order: memory and errors, JSON, checkpoint,
-   tokenizer, model, protocol.
+   copy; the others show that JSON and safetensors are all one needs. In order: mistakes, memory and errors, JSON,
+   checkpoint, tokenizer, model, protocol.
 
-     ./twin CHECKPOINT --defect NAME
+     ./twin CHECKPOINT --precision bfloat16   weights, and whatever an operation gives, rounded to bfloat16
+     ./twin CHECKPOINT --precision int8       matrices in whole numbers, blocks of 32 with a float16 scale each
+     ./twin CHECKPOINT --defect NAME          with a mistake of the tables below, or two: NAME+NAME
+     ./twin --list                            the tables, in JSON
 
-   computes with one of the DEFECTS below, so that the diagnosis is tried on code that is not the reference.
+   The mistakes are there so that the diagnosis is tried on code that is not the reference. {"call": "start", "defect":
+   NAME} makes the running program change to another one.
 
    Arrays are row after row. Shapes are in [brackets], in the words of spec/README.md. Bytes are read as little-endian,
    which is safetensors' order and that of every machine this is likely to meet. */
@@ -26,19 +30,50 @@
 #define PROTOCOL 1
 #define SPACE "\xE2\x96\x81"  /* U+2581, which the pieces have for a space */
 
-/* Mistakes of real ports, by their ids in spec/defects.md. Each is a line where has("its id") stands. */
+/* Mistakes of real ports, by their ids in spec/defects.md. Each is a line or two where has("its id") stands. */
 static const char *const DEFECTS[] = {
-    "causal", "window-not-halved", "window-ignored", "window-short-on-the-left", "mask-dropped-without-padding",
-    "layers-first-full", "dense-missing", "dense-first-only", "pool-last", "pool-without-bos", "not-normalised",
-    "truncated-not-normalised", "truncated-at-the-end", "prompt-missing", "prompt-query-everywhere", "bos-missing",
-    "eos-missing", "newlines-lost", "leading-space-added", "special-tokens-as-text", "cut-without-eos",
-    "cut-at-the-start", "rotary-sliding-base-everywhere", "rotary-interleaved", "norm-offset-missing",
-    "query-key-norm-missing", "embedding-scale-rounded", "gelu-exact", "gate-and-up-swapped", "scores-not-scaled",
-    "zeros",
+    "causal", "causal-sliding-layers", "causal-full-layers", "window-asymmetric", "window-not-halved", "window-ignored",
+    "window-short-on-the-left", "window-one-short", "window-one-long", "window-halved-1", "window-halved-2",
+    "window-halved-3", "window-on-every-layer", "mask-dropped-without-padding", "layers-first-full", "layers-one-early",
+    "layers-all-sliding", "layers-all-full", "dense-missing", "dense-first-only", "dense-twice", "pool-last",
+    "pool-first", "pool-without-bos", "pool-without-eos", "pool-without-specials", "truncated-not-normalised",
+    "not-normalised", "truncated-at-the-end", "prompt-missing", "prompt-e5", "prompt-query-everywhere",
+    "prompt-document-everywhere", "prompt-similarity-everywhere", "prompt-without-title", "prompt-without-space",
+    "prompt-twice", "bos-missing", "eos-missing", "specials-missing", "bos-eos-swapped", "bos-twice", "eos-twice",
+    "ids-off-by-one", "newlines-lost", "leading-space-added", "lower-cased", "special-tokens-as-text",
+    "cut-at-an-eighth", "cut-at-a-quarter", "cut-at-a-half", "cut-without-eos", "cut-at-the-start",
+    "rotary-sliding-base-everywhere", "rotary-full-base-everywhere", "rotary-bases-swapped", "rotary-scaled",
+    "rotary-interleaved", "rotary-missing", "norm-offset-missing", "norm-offset-twice", "norm-final-missing",
+    "norm-post-missing", "query-key-norm-missing", "embedding-scale-missing", "embedding-scale-rounded",
+    "embedding-scale-twice", "gelu-exact", "gelu-is-silu", "gate-and-up-swapped", "scores-capped",
+    "scores-scaled-by-width", "scores-not-scaled", "zeros", NULL,
 };
-static const char *defect = "";
+/* Changes that alter nothing. */
+static const char *const CONTROLS[] = {
+    "dense-before-mean", "sum-in-place-of-mean", "scale-by-width-over-heads", "normalised-first",
+    "constant-on-every-score", NULL,
+};
+/* Mistakes that no catalogue has, each with what it is. */
+static const char *const OTHERS[] = {
+    "layer-skipped", "the layer in the middle is left out",
+    "key-and-value-swapped", "the matrices of key and value are swapped",
+    "query-and-key-norm-swapped", "the norms of query and key are swapped",
+    "keys-one-ahead", "keys are rotated by the next token's angle",
+    "heads-reversed", "the heads stand in reverse order before the output matrix",
+    "gelu-quick", "the sigmoid approximation of GELU",
+    "up-missing", "the gate is not multiplied by up",
+    "residual-missing", "the first layer's MLP replaces the stream in place of being added to it",
+    "dense-row-negated", "the first row of the last matrix has the wrong sign",
+    "numbers-reversed", "a vector's numbers stand in reverse order", NULL,
+};
+static char defect[100];  /* one of them, or two with a + between */
 
-static int has(const char *name) { return strcmp(defect, name) == 0; }
+static int has(const char *name) {
+    size_t length = strlen(name);
+    for (const char *place = defect; *place && (place = strstr(place, name)); place += length)
+        if ((place == defect || place[-1] == '+') && (!place[length] || place[length] == '+')) return 1;
+    return 0;
+}
 
 /* ---------------------------------------------------------------------------------------------------------------------
    Memory and errors. Whatever is taken stays until release() goes back to a mark: a layer's arrays, a text's, a
@@ -259,6 +294,9 @@ typedef struct {
     int sliding;
 } Layer;
 
+static enum { FLOAT32, BFLOAT16, INT8, PRECISIONS } precision;
+static const char *const PRECISION_NAMES[PRECISIONS] = {"float32", "bfloat16", "int8"};
+
 static struct {
     int vocabulary, width, mlp, heads, key_heads, head, dense, dimensions, layers, reach, context, bos, eos;
     float epsilon, scale;
@@ -306,6 +344,30 @@ static Tensors open_tensors(const char *folder, const char *name) {
     return file;
 }
 
+/* The nearest bfloat16, of two equally near the even one; any number as it is at another precision. */
+static float rounded(float x) {
+    uint32_t bits;
+    if (precision != BFLOAT16 || !isfinite(x)) return x;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+/* What is left of a row in blocks of 32 whole numbers from -127 to 127, each block with a scale: spec/09. */
+static void quantize(float *row, int columns) {
+    for (int start = 0; start < columns; start += 32) {
+        int end = start + 32 < columns ? start + 32 : columns, exponent;
+        double scale = 0, step;
+        for (int k = start; k < end; k++) scale = fmax(scale, fabs(row[k]) / 127.0);
+        frexp(scale, &exponent);
+        step = ldexp(1, exponent > -13 ? exponent - 11 : -24);  /* from one float16 to the next */
+        scale = ceil(scale / step) * step;
+        need(scale <= 65504, "a weight is too large for a float16 scale");
+        for (int k = start; k < end && scale > 0; k++) row[k] = (float)(rint(row[k] / scale) * scale);
+    }
+}
+
 /* [rows, columns], or [rows] where columns is 0. Copied, since the file need not put it where a float may lie. */
 static const float *tensor(Tensors file, const char *name, int rows, int columns) {
     const Json *entry = member(file.header, name), *shape = member(entry, "shape");
@@ -322,6 +384,8 @@ static const float *tensor(Tensors file, const char *name, int rows, int columns
              end->number - begin->number == (double)(count * sizeof *copy), "%s lies outside its file", name);
     copy = take(count, sizeof *copy);
     memcpy(copy, file.data + (size_t)begin->number, count * sizeof *copy);
+    for (size_t i = 0; i < count; i++) copy[i] = rounded(copy[i]);
+    for (int row = 0; row < rows && precision == INT8; row++) quantize(copy + (size_t)row * columns, columns);
     return copy;
 }
 
@@ -334,7 +398,8 @@ static int rows_of(Tensors file, const char *name) {
 static void read_config(const char *folder) {
     size_t size;
     const Json *config = read_json(read_file(folder, "config.json", &size)), *kind, *both;
-    int window, index = 0;
+    double sliding_base, full_base, scalar;
+    int window, index = 0, by = has("layers-first-full") - has("layers-one-early");
     both = member(config, "use_bidirectional_attention");
     need(both && both->kind == 't', "use_bidirectional_attention is not true: a causal Gemma 3");
     model.vocabulary = whole_in(config, "vocab_size", 1, MOST);
@@ -344,29 +409,31 @@ static void read_config(const char *folder) {
     model.key_heads = whole_in(config, "num_key_value_heads", 1, model.heads);
     model.head = whole_in(config, "head_dim", 2, MOST);
     model.layers = whole_in(config, "num_hidden_layers", 1, MOST_LAYERS);
-    model.context = whole_in(config, "max_position_embeddings", 3, MOST);
+    model.context = whole_in(config, "max_position_embeddings", 24, MOST);
     model.bos = whole_in(config, "bos_token_id", 0, model.vocabulary - 1);
     model.eos = whole_in(config, "eos_token_id", 0, model.vocabulary - 1);
     model.epsilon = (float)number_in(config, "rms_norm_eps", 0, 1);
-    model.scale = (float)pow(number_in(config, "query_pre_attn_scalar", 1, MOST), -0.5);
-    model.sliding_base = number_in(config, "rope_local_base_freq", 1, 1e12);
-    model.full_base = number_in(config, "rope_theta", 1, 1e12);
+    scalar = number_in(config, "query_pre_attn_scalar", 1, MOST);
+    if (has("scores-not-scaled")) scalar = 1;
+    if (has("scores-scaled-by-width")) scalar = model.width;
+    if (has("scale-by-width-over-heads")) scalar = (double)model.width / model.heads;
+    model.scale = (float)pow(scalar, -0.5);
+    sliding_base = number_in(config, "rope_local_base_freq", 1, 1e12);
+    full_base = number_in(config, "rope_theta", 1, 1e12);
+    model.sliding_base = has("rotary-full-base-everywhere") || has("rotary-bases-swapped") ? full_base : sliding_base;
+    model.full_base = has("rotary-sliding-base-everywhere") || has("rotary-bases-swapped") ? sliding_base : full_base;
     need(model.head % 2 == 0 && model.heads % model.key_heads == 0, "heads do not fit each other");
     window = whole_in(config, "sliding_window", 2, MOST);  /* of both sides; an odd one was rewritten to one side + 1 */
     model.reach = window % 2 ? window - 1 : window / 2;
     kind = member(config, "layer_types");
     for (kind = kind ? kind->first : NULL; kind && index < model.layers; kind = kind->next, index++)
-        model.layer[index].sliding = is_text(kind, "sliding_attention");
+        model.layer[(index + by + model.layers) % model.layers].sliding =
+            has("layers-all-sliding") || (is_text(kind, "sliding_attention") && !has("layers-all-full"));
     need(index == model.layers, "layer_types does not name %d layers", model.layers);
     if (has("window-not-halved")) model.reach = 2 * model.reach - 1;
     if (has("window-ignored")) model.reach = model.context;
-    if (has("layers-first-full")) {
-        int last = model.layer[model.layers - 1].sliding;
-        while (--index > 0) model.layer[index].sliding = model.layer[index - 1].sliding;
-        model.layer[0].sliding = last;
-    }
-    if (has("rotary-sliding-base-everywhere")) model.full_base = model.sliding_base;
-    if (has("scores-not-scaled")) model.scale = 1;
+    model.reach += has("window-one-long") - has("window-one-short");
+    model.reach >>= has("window-halved-1") + 2 * has("window-halved-2") + 3 * has("window-halved-3");
 }
 
 static void read_parameters(const char *folder) {
@@ -387,8 +454,6 @@ static void read_parameters(const char *folder) {
     model.norm = tensor(file, "norm.weight", width, 0);
     model.dense = rows_of(up, "linear.weight");  /* config.json says neither size of the dense head */
     model.dimensions = rows_of(down, "linear.weight");
-    need(!has("dense-missing") || model.width >= model.dimensions, "too narrow for this defect");
-    need(!has("dense-first-only") || model.dense >= model.dimensions, "too narrow for this defect");
     model.dense_up = tensor(up, "linear.weight", model.dense, width);
     model.dense_down = tensor(down, "linear.weight", model.dimensions, model.dense);
 }
@@ -399,7 +464,7 @@ static void read_parameters(const char *folder) {
 typedef struct {
     const char *text;
     size_t length;
-    int id;
+    int id, special;
 } Piece;
 
 typedef struct {
@@ -435,7 +500,7 @@ static int by_ids(const void *first, const void *second) {
 
 /* The id of a piece, -1 where there is none. */
 static int piece_of(const char *text, size_t length) {
-    Piece wanted = {text, length, 0}, *found;
+    Piece wanted = {text, length, 0, 0}, *found;
     found = bsearch(&wanted, tokenizer.pieces, (size_t)tokenizer.piece_count, sizeof wanted, by_text);
     return found ? found->id : -1;
 }
@@ -460,9 +525,9 @@ static void read_merge(const Json *pair, Merge *merge, int rank) {
 
 static void read_added(const Json *token) {
     const Json *content = member(token, "content"), *special = member(token, "special");
-    Piece piece = {content ? content->text : NULL, content ? content->length : 0, whole_in(token, "id", 0, MOST)};
+    Piece piece = {content ? content->text : NULL, content ? content->length : 0, whole_in(token, "id", 0, MOST),
+                   special && special->kind == 't'};
     need(piece.length > 0, "an added token has no content");
-    if (has("special-tokens-as-text") && special && special->kind == 't') return;
     tokenizer.added[tokenizer.added_count++] = piece;
 }
 
@@ -478,7 +543,7 @@ static void read_tokenizer(const char *folder) {
     tokenizer.merges = take((size_t)count_of(merges), sizeof *tokenizer.merges);
     tokenizer.added = take((size_t)count_of(added), sizeof *tokenizer.added);
     for (const Json *node = vocabulary->first; node; node = node->next) {
-        Piece piece = {node->name, node->name_length, 0};
+        Piece piece = {node->name, node->name_length, 0, 0};
         need(piece.text && node->kind == '0' && node->number >= 0 && node->number <= MOST, "vocab is no object of ids");
         piece.id = (int)node->number;
         tokenizer.pieces[tokenizer.piece_count++] = piece;
@@ -541,24 +606,43 @@ static const Piece *added_token(const char *text, size_t length) {
     for (const Piece *token = tokenizer.added; token < tokenizer.added + tokenizer.added_count; token++)
         if (token->length <= length && !memcmp(token->text, text, token->length))
             if (!longest || token->length > longest->length) longest = token;
-    return longest;
+    return longest && longest->special && has("special-tokens-as-text") ? NULL : longest;
+}
+
+/* A prompted text as ports have spoilt it. */
+static const char *spoilt(const char *text, size_t *length) {
+    char *changed = take(*length + 2, 1), *to = changed;
+    if (has("leading-space-added")) *to++ = ' ';
+    for (size_t i = 0; i < *length; i++, to++) {
+        *to = has("newlines-lost") && text[i] == '\n' ? ' ' : text[i];
+        if (has("lower-cased") && *to >= 'A' && *to <= 'Z') *to += 'a' - 'A';
+    }
+    *length = (size_t)(to - changed);
+    return changed;
+}
+
+/* Ids as ports have got them wrong. */
+static Ids misnumbered(Ids ids) {
+    int last = ids.count - 1;
+    for (int index = 1; index < last && has("ids-off-by-one"); index++)
+        ids.id[index] += ids.id[index] + 1 < model.vocabulary;
+    if (has("bos-eos-swapped")) ids.id[0] = model.eos, ids.id[last] = model.bos;
+    if (has("eos-twice")) ids.id[ids.count++] = model.eos;
+    if (has("bos-twice")) memmove(ids.id + 1, ids.id, (size_t)ids.count++ * sizeof *ids.id);
+    if (has("eos-missing") || (has("specials-missing") && last > 1)) ids.count--;
+    if (has("bos-missing") || has("specials-missing")) ids.id++, ids.count--;
+    need(ids.count > 0, "no token is left of a text");
+    return ids;
 }
 
 /* BOS, the pieces of a prompted text, EOS; cut to the context at the end of the pieces. */
 static Ids tokenize(const char *text, size_t length) {
     Ids ids = {NULL, 0};
     size_t plain = 0;
-    int room = model.context - !has("cut-without-eos");
-    if (has("newlines-lost") || has("leading-space-added")) {
-        size_t space = has("leading-space-added");
-        char *changed = take(length + 2, 1);
-        changed[0] = ' ';
-        for (size_t i = 0; i < length; i++)
-            changed[space + i] = text[i] == '\n' && has("newlines-lost") ? ' ' : text[i];
-        text = changed;
-        length += space;
-    }
-    ids.id = take(3 * length + 4, sizeof *ids.id);
+    int share = has("cut-at-an-eighth") ? 8 : has("cut-at-a-quarter") ? 4 : has("cut-at-a-half") ? 2 : 1;
+    int context = model.context / share, room = context - !has("cut-without-eos");
+    if (*defect) text = spoilt(text, &length);
+    ids.id = take(3 * length + 6, sizeof *ids.id);
     ids.id[ids.count++] = model.bos;
     for (size_t place = 0; place < length;) {
         const Piece *added = added_token(text + place, length - place);
@@ -575,9 +659,8 @@ static Ids tokenize(const char *text, size_t length) {
     if (ids.count > room && has("cut-at-the-start"))
         memmove(ids.id + 1, ids.id + ids.count - (room - 1), (size_t)(room - 1) * sizeof *ids.id);
     if (ids.count > room) ids.count = room;
-    if (ids.count < model.context && !has("eos-missing")) ids.id[ids.count++] = model.eos;
-    if (has("bos-missing")) ids.id++, ids.count--;
-    return ids;
+    if (ids.count < context) ids.id[ids.count++] = model.eos;
+    return *defect ? misnumbered(ids) : ids;
 }
 
 /* ---------------------------------------------------------------------------------------------------------------------
@@ -630,18 +713,19 @@ static float *linear(const float *x, const float *weight, int rows, int in, int 
     float *y = take((size_t)rows * (size_t)out, sizeof *y);
     for (int row = 0; row < rows; row++)
         for (int column = 0; column < out; column++)
-            y[(size_t)row * out + column] = dot(x + (size_t)row * in, weight + (size_t)column * in, in);
+            y[(size_t)row * out + column] = rounded(dot(x + (size_t)row * in, weight + (size_t)column * in, in));
     return y;
 }
 
 /* [rows, columns]  ->  [rows, columns]; the weight is stored less one */
 static float *rms_norm(const float *x, const float *weight, int rows, int columns) {
-    float *y = take((size_t)rows * (size_t)columns, sizeof *y), offset = has("norm-offset-missing") ? 0 : 1;
+    float *y = take((size_t)rows * (size_t)columns, sizeof *y);
+    float offset = has("norm-offset-missing") ? 0 : has("norm-offset-twice") ? 2 : 1;
     for (int row = 0; row < rows; row++) {
         const float *in = x + (size_t)row * columns;
         float scale = 1 / sqrtf(dot(in, in, columns) / (float)columns + model.epsilon);
         for (int column = 0; column < columns; column++)
-            y[(size_t)row * columns + column] = in[column] * scale * (offset + weight[column]);
+            y[(size_t)row * columns + column] = rounded(in[column] * scale * (offset + weight[column]));
     }
     return y;
 }
@@ -657,26 +741,30 @@ static float *swap_heads(const float *x, int tokens, int count) {
 }
 
 /* Turn numbers k and k + head/2 of each head by its token's angle. x [count, tokens, head] is changed. */
-static void rotate(float *x, int count, int tokens, double base) {
+static void rotate(float *x, int count, int tokens, const Layer *layer, int ahead) {
     int half = model.head / 2;
     int step = has("rotary-interleaved") ? 2 : 1, other = has("rotary-interleaved") ? 1 : half;
-    for (int token = 0; token < tokens; token++)
+    double base = layer->sliding ? model.sliding_base : model.full_base;
+    double slower = has("rotary-scaled") && !layer->sliding ? 8 : 1;
+    for (int token = 0; token < tokens && !has("rotary-missing"); token++)
         for (int k = 0; k < half; k++) {
-            double angle = token * pow(base, -2.0 * k / model.head);
+            double angle = (token + ahead) / slower * pow(base, -2.0 * k / model.head);
             float cosine = (float)cos(angle), sine = (float)sin(angle);
             for (int index = 0; index < count; index++) {
                 float *pair = x + ((size_t)index * tokens + token) * model.head + k * step, first = pair[0];
-                pair[0] = first * cosine - pair[other] * sine;
-                pair[other] = pair[other] * cosine + first * sine;
+                pair[0] = rounded(first * cosine - pair[other] * sine);
+                pair[other] = rounded(pair[other] * cosine + first * sine);
             }
         }
 }
 
 /* Which keys token i sees: from *first to *last. Both ways, and in a sliding layer no further than the reach. */
 static void window_of(const Layer *layer, int i, int tokens, int *first, int *last) {
+    int causal = has("causal") || (layer->sliding ? has("causal-sliding-layers") : has("causal-full-layers"));
     int left = model.reach - has("window-short-on-the-left"), right = model.reach;
-    if (has("causal")) left = 2 * model.reach - 1, right = 0;
-    if (!layer->sliding || window_dropped) left = tokens, right = has("causal") ? 0 : tokens;
+    if (causal || has("window-asymmetric")) left = 2 * model.reach - 1;
+    if (!(layer->sliding || has("window-on-every-layer")) || window_dropped) left = right = tokens;
+    if (causal) right = 0;
     *first = i > left ? i - left : 0;
     *last = i + right < tokens ? i + right : tokens - 1;
 }
@@ -686,7 +774,7 @@ static void softmax(float *weights, const float *scores, int first, int last) {
     float largest = scores[first], sum = 0;
     for (int j = first; j <= last; j++) largest = fmaxf(largest, scores[j]);
     for (int j = first; j <= last; j++) sum += weights[j] = expf(scores[j] - largest);
-    for (int j = first; j <= last; j++) weights[j] /= sum;
+    for (int j = first; j <= last; j++) weights[j] = rounded(weights[j] / sum);
 }
 
 /* query [heads, tokens, head], key and value [key_heads, tokens, head]  ->  [heads, tokens, head] */
@@ -699,15 +787,19 @@ static float *attend(const float *query, const float *key, const float *value, i
         for (int i = 0; i < tokens; i++) {
             size_t shared = (size_t)(h / (model.heads / model.key_heads)) * plane;
             size_t row = h * square + (size_t)i * tokens;
-            float *mean = context + h * plane + (size_t)i * model.head;
-            for (int j = 0; j < tokens; j++)
-                scores[row + j] = model.scale * dot(query + h * plane + (size_t)i * model.head,
-                                                    key + shared + (size_t)j * model.head, model.head);
+            float *mean = context + (has("heads-reversed") ? model.heads - 1 - h : h) * plane + (size_t)i * model.head;
+            for (int j = 0; j < tokens; j++) {
+                scores[row + j] = rounded(model.scale * dot(query + h * plane + (size_t)i * model.head,
+                                                            key + shared + (size_t)j * model.head, model.head));
+                if (has("scores-capped")) scores[row + j] = 50 * tanhf(scores[row + j] / 50);
+                if (has("constant-on-every-score")) scores[row + j] += 1;
+            }
             window_of(&model.layer[index], i, tokens, &first, &last);
             softmax(weights + row, scores + row, first, last);
             for (int j = first; j <= last; j++)
                 for (int k = 0; k < model.head; k++)
                     mean[k] += weights[row + j] * value[shared + (size_t)j * model.head + k];
+            for (int k = 0; k < model.head; k++) mean[k] = rounded(mean[k]);
         }
     show(index, "attention.scores", scores, model.heads, tokens, tokens);
     show(index, "attention.weights", weights, model.heads, tokens, tokens);
@@ -718,23 +810,23 @@ static float *attend(const float *query, const float *key, const float *value, i
 /* x [tokens, width], normed  ->  [tokens, width] */
 static float *attention(const float *x, int index, int tokens) {
     const Layer *layer = &model.layer[index];
-    double base = layer->sliding ? model.sliding_base : model.full_base;
     int heads = model.heads, key_heads = model.key_heads, head = model.head, width = model.width;
+    int kv = has("key-and-value-swapped"), crossed = has("query-and-key-norm-swapped");
     float *query = swap_heads(linear(x, layer->weight[QUERY], tokens, width, heads * head), tokens, heads);
-    float *key = swap_heads(linear(x, layer->weight[KEY], tokens, width, key_heads * head), tokens, key_heads);
-    float *value = swap_heads(linear(x, layer->weight[VALUE], tokens, width, key_heads * head), tokens, key_heads);
+    float *key = swap_heads(linear(x, layer->weight[KEY + kv], tokens, width, key_heads * head), tokens, key_heads);
+    float *value = swap_heads(linear(x, layer->weight[VALUE - kv], tokens, width, key_heads * head), tokens, key_heads);
     float *output;
     show(index, "attention.query", query, heads, tokens, head);
     show(index, "attention.key", key, key_heads, tokens, head);
     show(index, "attention.value", value, key_heads, tokens, head);
     if (!has("query-key-norm-missing")) {
-        query = rms_norm(query, layer->weight[QUERY_NORM], heads * tokens, head);
-        key = rms_norm(key, layer->weight[KEY_NORM], key_heads * tokens, head);
+        query = rms_norm(query, layer->weight[QUERY_NORM + crossed], heads * tokens, head);
+        key = rms_norm(key, layer->weight[KEY_NORM - crossed], key_heads * tokens, head);
     }
     show(index, "attention.query_norm", query, heads, tokens, head);
     show(index, "attention.key_norm", key, key_heads, tokens, head);
-    rotate(query, heads, tokens, base);
-    rotate(key, key_heads, tokens, base);
+    rotate(query, heads, tokens, layer, 0);
+    rotate(key, key_heads, tokens, layer, has("keys-one-ahead"));
     show(index, "attention.query_rotated", query, heads, tokens, head);
     show(index, "attention.key_rotated", key, key_heads, tokens, head);
     output = swap_heads(attend(query, key, value, index, tokens), heads, tokens);
@@ -744,6 +836,8 @@ static float *attention(const float *x, int index, int tokens) {
 }
 
 static float gelu(float x) {
+    if (has("gelu-is-silu")) return x / (1 + expf(-x));
+    if (has("gelu-quick")) return x / (1 + expf(-1.702f * x));
     if (has("gelu-exact")) return 0.5f * x * (1 + erff(x * 0.70710678f));
     return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));  /* sqrt(2 / pi) */
 }
@@ -755,8 +849,9 @@ static float *gated_mlp(const float *x, int index, int tokens) {
     float *gate = linear(x, layer->weight[GATE], tokens, model.width, model.mlp);
     float *up = linear(x, layer->weight[UP], tokens, model.width, model.mlp);
     float *gated = take(count, sizeof *gated), *output;
-    int swapped = has("gate-and-up-swapped");
-    for (size_t i = 0; i < count; i++) gated[i] = swapped ? gate[i] * gelu(up[i]) : gelu(gate[i]) * up[i];
+    int swapped = has("gate-and-up-swapped"), missing = has("up-missing");
+    for (size_t i = 0; i < count; i++)
+        gated[i] = rounded(rounded(gelu(swapped ? up[i] : gate[i])) * (missing ? 1 : swapped ? gate[i] : up[i]));
     output = linear(gated, layer->weight[DOWN], tokens, model.mlp, model.width);
     show(index, "mlp.gate", gate, 0, tokens, model.mlp);
     show(index, "mlp.up", up, 0, tokens, model.mlp);
@@ -772,14 +867,16 @@ static void run_layer(float *x, int index, int tokens) {
     float *normed = rms_norm(x, layer->weight[INPUT_NORM], tokens, model.width), *update;
     size_t count = (size_t)tokens * (size_t)model.width;
     show(index, "attention.norm", normed, 0, tokens, model.width);
-    update = rms_norm(attention(normed, index, tokens), layer->weight[ATTENTION_NORM], tokens, model.width);
+    update = attention(normed, index, tokens);
+    if (!has("norm-post-missing")) update = rms_norm(update, layer->weight[ATTENTION_NORM], tokens, model.width);
     show(index, "attention.update", update, 0, tokens, model.width);
-    for (size_t i = 0; i < count; i++) x[i] += update[i];
+    for (size_t i = 0; i < count; i++) x[i] = rounded(x[i] + update[i]);
     normed = rms_norm(x, layer->weight[MLP_INPUT_NORM], tokens, model.width);
     show(index, "mlp.norm", normed, 0, tokens, model.width);
-    update = rms_norm(gated_mlp(normed, index, tokens), layer->weight[MLP_NORM], tokens, model.width);
+    update = gated_mlp(normed, index, tokens);
+    if (!has("norm-post-missing")) update = rms_norm(update, layer->weight[MLP_NORM], tokens, model.width);
     show(index, "mlp.update", update, 0, tokens, model.width);
-    for (size_t i = 0; i < count; i++) x[i] += update[i];
+    for (size_t i = 0; i < count; i++) x[i] = rounded((index == 0 && has("residual-missing") ? 0 : x[i]) + update[i]);
     show(index, "out", x, 0, tokens, model.width);
     release(mark);
 }
@@ -787,22 +884,33 @@ static void run_layer(float *x, int index, int tokens) {
 /* states [tokens, width]  ->  their mean [width] */
 static float *pool(const float *states, int tokens) {
     float *pooled = take((size_t)model.width, sizeof *pooled);
-    int first = has("pool-last") ? tokens - 1 : has("pool-without-bos") ? 1 : 0;
+    int first = has("pool-last") ? tokens - 1 : 0, end = tokens;
+    if (has("pool-without-bos") || has("pool-without-specials")) first = 1;
+    if (has("pool-without-eos") || (has("pool-without-specials") && tokens > 2)) end = tokens - 1;
+    if (has("pool-first")) end = 1;
     for (int column = 0; column < model.width; column++) {
         double sum = 0;
-        for (int token = first; token < tokens; token++) sum += states[(size_t)token * model.width + column];
-        pooled[column] = (float)(sum / (tokens - first));
+        for (int token = first; token < end; token++) sum += states[(size_t)token * model.width + column];
+        pooled[column] = rounded((float)(has("sum-in-place-of-mean") ? sum : sum / (end - first)));
     }
     return pooled;
+}
+
+/* x [rows, width]  ->  [rows, dimensions], and on the way *up [rows, dense] */
+static float *dense_head(const float *x, int rows, float **up) {
+    *up = linear(x, model.dense_up, rows, model.width, model.dense);
+    return linear(*up, model.dense_down, rows, model.dense, model.dimensions);
 }
 
 /* The first numbers of a vector [model.dimensions], made unit length  ->  [dimensions] */
 static float *finish(const float *projected, int dimensions) {
     float *vector = take((size_t)dimensions, sizeof *vector), length;
-    int counted = has("truncated-not-normalised") ? model.dimensions : dimensions;
+    float whole = sqrtf(dot(projected, projected, model.dimensions)), divisor = has("normalised-first") ? whole : 1;
     if (has("truncated-at-the-end")) projected += model.dimensions - dimensions;
-    length = has("not-normalised") ? 1 : sqrtf(dot(projected, projected, counted));
-    for (int index = 0; index < dimensions; index++) vector[index] = has("zeros") ? 0 : projected[index] / length;
+    for (int i = 0; i < dimensions; i++)
+        vector[i] = projected[has("numbers-reversed") ? dimensions - 1 - i : i] / divisor;
+    length = has("truncated-not-normalised") ? whole : sqrtf(dot(vector, vector, dimensions));
+    for (int i = 0; i < dimensions; i++) vector[i] /= has("zeros") ? INFINITY : has("not-normalised") ? 1 : length;
     return vector;
 }
 
@@ -814,17 +922,22 @@ static float *embed(Ids ids, int dimensions) {
     int exponent;
     frexpf(scale, &exponent);
     if (has("embedding-scale-rounded")) scale = ldexpf(roundf(ldexpf(scale, 8 - exponent)), exponent - 8);
+    if (has("embedding-scale-missing")) scale = 1;
+    if (has("embedding-scale-twice")) scale *= scale;
     for (int token = 0; token < tokens; token++)
         for (int column = 0; column < width; column++)
-            x[(size_t)token * width + column] = model.table[(size_t)ids.id[token] * width + column] * scale;
+            x[(size_t)token * width + column] = rounded(model.table[(size_t)ids.id[token] * width + column] * scale);
     show(-1, "embedded", x, 0, tokens, width);
-    for (int index = 0; index < model.layers; index++) run_layer(x, index, tokens);
-    states = rms_norm(x, model.norm, tokens, width);
+    for (int index = 0; index < model.layers; index++)
+        if (index != model.layers / 2 || !has("layer-skipped")) run_layer(x, index, tokens);
+    states = has("norm-final-missing") ? x : rms_norm(x, model.norm, tokens, width);
+    if (has("dense-before-mean")) states = dense_head(states, tokens, &up);
     pooled = pool(states, tokens);
-    up = linear(pooled, model.dense_up, 1, width, model.dense);
-    projected = linear(up, model.dense_down, 1, model.dense, model.dimensions);
-    if (has("dense-missing")) projected = pooled;
+    projected = dense_head(pooled, 1, &up);
+    if (has("dense-twice")) projected = dense_head(projected, 1, &up);
+    if (has("dense-missing") || has("dense-before-mean")) projected = pooled;
     if (has("dense-first-only")) projected = up;
+    if (has("dense-row-negated")) projected[0] = -projected[0];
     vector = finish(projected, dimensions);
     show(-1, "final_norm", states, 0, tokens, width);
     show(-1, "pooled", pooled, 0, 0, width);
@@ -849,11 +962,20 @@ static const char *const PROMPTS[][2] = {
     {"code retrieval", "task: code retrieval | query: "},
     {"summarization", "task: summarization | query: "},
 };
-enum { TASKS = sizeof PROMPTS / sizeof *PROMPTS };
+enum { TASKS = sizeof PROMPTS / sizeof *PROMPTS, QUERIES = 0, DOCUMENTS = 1, SIMILARITY = 6 };
 
 static char *append(char *to, const char *text, size_t length) {
     memcpy(to, text, length);
     return to + length;
+}
+
+static const char *spoilt_prompt(const char *prompt, int document) {
+    if (has("prompt-missing")) return "";
+    if (has("prompt-query-everywhere")) return PROMPTS[QUERIES][1];
+    if (has("prompt-document-everywhere")) return PROMPTS[DOCUMENTS][1];
+    if (has("prompt-similarity-everywhere")) return PROMPTS[SIMILARITY][1];
+    if (has("prompt-e5")) return document ? "passage: " : "query: ";
+    return document && has("prompt-without-title") ? "text: " : prompt;
 }
 
 static Ids tokens_of(const Json *text) {
@@ -871,16 +993,18 @@ static Ids prompted_tokens(const Json *item) {
     while (task && index < TASKS && !is_text(task, PROMPTS[index][0])) index++;
     need(index < TASKS, "no such task");
     need(!title || is_text(task, "document"), "a title goes with the task document only");
-    if (task && !has("prompt-missing")) prompt = PROMPTS[index][1];
-    if (has("prompt-query-everywhere")) prompt = PROMPTS[0][1];
-    joined = end = take(text->length + strlen(prompt) + (title ? title->length : 0) + 16, 1);
-    if (title && title->length && strcmp(prompt, PROMPTS[0][1]) && *prompt) {
+    if (task) prompt = PROMPTS[index][1];
+    if (*defect) prompt = spoilt_prompt(prompt, is_text(task, "document"));
+    joined = end = take(text->length + 2 * (strlen(prompt) + (title ? title->length : 0) + 16), 1);
+    if (title && title->length && !strcmp(prompt, PROMPTS[DOCUMENTS][1]) && !has("prompt-document-everywhere")) {
         end = append(end, "title: ", 7);
         end = append(end, title->text, title->length);
         end = append(end, " | text: ", 9);
     } else {
         end = append(end, prompt, strlen(prompt));
     }
+    if (has("prompt-twice")) end = append(end, joined, (size_t)(end - joined));
+    if (has("prompt-without-space") && end > joined) end--;
     end = append(end, text->text, text->length);
     return tokenize(joined, (size_t)(end - joined));
 }
@@ -924,10 +1048,30 @@ static void answer_trace(const Json *request) {
     puts("}}");
 }
 
+static int is_in(const char *const *table, const char *name, size_t length) {
+    while (*table && (strncmp(*table, name, length) || (*table)[length])) table++;
+    return *table != NULL;
+}
+
+/* Make the mistakes of these names, joined by +; none where there is no name. */
+static void choose(const char *folder, const char *names) {
+    size_t length;
+    for (const char *name = names; *name; name += length + (name[length] == '+')) {
+        length = strcspn(name, "+");
+        need(is_in(DEFECTS, name, length) || is_in(CONTROLS, name, length) || is_in(OTHERS, name, length),
+             "no such mistake; --list has their names");
+    }
+    need(strlen(names) < sizeof defect, "too many mistakes");
+    need(model.dense >= model.width && model.width == model.dimensions, "mistakes need a dense head of Gemma's form");
+    strcpy(defect, names);
+    read_config(folder);
+}
+
 /* 0 when told to stop */
-static int answer(char *line) {
-    const Json *request = read_json(line), *call = member(request, "call");
+static int answer(const char *folder, char *line) {
+    const Json *request = read_json(line), *call = member(request, "call"), *names = member(request, "defect");
     if (is_text(call, "stop")) return 0;
+    if (is_text(call, "start") && names && names->kind == '"') choose(folder, names->text);
     if (is_text(call, "start"))
         printf("{\"protocol\": %d, \"name\": \"twin.c\", \"can\": [\"embed\", \"tokenize\", \"trace\", \"prompts\"]}\n",
                PROTOCOL);
@@ -958,26 +1102,38 @@ static char *read_line(void) {
     return line;
 }
 
-static int known_defect(const char *name) {
-    for (size_t index = 0; index < sizeof DEFECTS / sizeof *DEFECTS; index++)
-        if (!strcmp(DEFECTS[index], name)) return 1;
-    return 0;
+static void print_list(void) {
+    printf("{\"defects\": [");
+    for (int i = 0; DEFECTS[i]; i++) printf("%s\"%s\"", i ? ", " : "", DEFECTS[i]);
+    printf("], \"controls\": [");
+    for (int i = 0; CONTROLS[i]; i++) printf("%s\"%s\"", i ? ", " : "", CONTROLS[i]);
+    printf("], \"others\": {");
+    for (int i = 0; OTHERS[i]; i += 2) printf("%s\"%s\": \"%s\"", i ? ", " : "", OTHERS[i], OTHERS[i + 1]);
+    puts("}}");
+}
+
+/* The value of an option, "" where it is not given. */
+static const char *option(int count, char **words, const char *name) {
+    for (int i = 2; i + 1 < count; i += 2)
+        if (!strcmp(words[i], name)) return words[i + 1];
+    return "";
 }
 
 int main(int count, char **words) {
     static Block *loaded;
-    if (count != 2 && !(count == 4 && !strcmp(words[2], "--defect") && known_defect(words[3]))) {
-        fputs("usage: twin CHECKPOINT [--defect NAME]; names stand at the top of twin.c\n", stderr);
-        return 2;
-    }
-    if (count == 4) defect = words[3];
+    const char *name = option(count, words, "--precision"), *mistakes = option(count, words, "--defect");
+    if (count == 2 && !strcmp(words[1], "--list")) return print_list(), 0;
     if (setjmp(refused)) {
         fprintf(stderr, "twin: %s\n", problem);
         return 2;
     }
+    need(count == 2 + 2 * !!*name + 2 * !!*mistakes, "twin CHECKPOINT [--precision NAME] [--defect NAME], or --list");
+    while (*name && precision < PRECISIONS && strcmp(name, PRECISION_NAMES[precision])) precision++;
+    need(precision < PRECISIONS, "no precision %s; there are float32, bfloat16 and int8", name);
     read_config(words[1]);
     read_parameters(words[1]);
     read_tokenizer(words[1]);
+    if (*mistakes) choose(words[1], mistakes);
     loaded = blocks;
     for (;;) {
         if (setjmp(refused)) {
@@ -985,7 +1141,7 @@ int main(int count, char **words) {
             printf("{\"error\": \"%s\"}\n", problem);  /* our own words only, so nothing in them needs escaping */
         } else {
             char *line = read_line();
-            if (!line || !answer(line)) return 0;
+            if (!line || !answer(words[1], line)) return 0;
         }
         fflush(stdout);
         release(loaded);
