@@ -30,6 +30,7 @@ class Defect:
     exposed   the least input that shows it
     chapter   the page of spec/ that says what is right
     mutation  the mistake itself
+    growth    how many times larger it makes rounding errors, at most, of the final vector on the released model
     """
 
     id: str
@@ -40,6 +41,7 @@ class Defect:
     exposed: str
     chapter: str
     mutation: Mutation
+    growth: float = 1.0
 
 
 ATTENTION, ROTARY, TOKENS = "05-attention-and-windows.md", "04-rotary-positions.md", "01-tokens-and-prompts.md"
@@ -413,6 +415,7 @@ DEFECTS = (
         "the norm",
         POOLING,
         Mutation(vector=lambda vector, dimensions: vector[:dimensions]),
+        growth=340,
     ),
     Defect(
         "truncated-at-the-end",
@@ -796,6 +799,7 @@ DEFECTS = (
         ANY,
         NORMS,
         Mutation(functions={"rms_norm": lambda x, weight, epsilon: rms_norm(x, weight + 1, epsilon)}),
+        growth=80,
     ),
     Defect(
         "norm-centred",
@@ -840,6 +844,7 @@ DEFECTS = (
         SHORT,
         ATTENTION,
         Mutation(functions={"attention.rms_norm": lambda x, weight, epsilon: x}),
+        growth=60,
     ),
     Defect(
         "query-key-norm-late",
@@ -950,6 +955,7 @@ DEFECTS = (
         SHORT,
         ATTENTION,
         Mutation(config=lambda config: replace(config, query_scalar=1.0)),
+        growth=1500,
     ),
     # G. precision and backends
     Defect(

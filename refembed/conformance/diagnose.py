@@ -10,27 +10,26 @@ from numpy.typing import NDArray
 from .defects import DEFECTS, Defect
 from .suite import SEEN, Case, Suite
 
-EXPLAINED = 2.0  # bounds: a port that has exactly this defect lies within its allowed error of the defect's vectors,
-AMPLIFIED = 1e-4  # or this near in units of the distance to the truth, since a defect may make rounding errors grow:
-COARSEST = 0.25  # at float32 by that much, at coarser precisions by as many times more as they are coarser, up to this
-NEARER = 0.5  # of the distance to the truth: what is explained lies far nearer to the explanation
+# A right port is within its bound of the truth, so one with exactly this mistake is about as near to the mistake's own
+# vectors. Measured on mistakes put into transformers and C: at most 1.2 bounds where rounding errors do not grow.
+EXPLAINED = 2.0
+NEARER = 0.5  # of the distance to the truth: what explains an answer lies far nearer to it than the truth does
+GROWN = 0.25  # the same, more strictly, where a mistake makes rounding errors grow beyond EXPLAINED
 STORED = 1e-2  # distances are stored to three digits
-CONSISTENT = 0.8  # of all cases must lie as far from the truth as the defect does
+CONSISTENT = 0.8  # of all cases must lie as far from the truth as the mistake puts them; a chance rival fits on few
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)  # known by itself: arrays are not compared
 class Measured:
-    """Vectors a port gave.
+    """Vectors a port gave for one case: (texts, dimensions).
 
     level   vectors, or prompts where the port puts them
-    right   whether they are within their bound
     """
 
     level: str
     case: Case
     vectors: Array
-    right: bool
 
     def bound(self, precision: str) -> float:
         """The largest allowed difference in a number of its vectors."""
@@ -43,7 +42,7 @@ class Explanation:
 
     to_defect   the largest distance to the defect's own vectors, in bounds
     to_truth    the largest distance to the truth on the same cases, in bounds
-    cases       on which both were measured
+    cases       on which both were measured, and that can see it
     foretold    the share of the cases it was tried on whose distance from the truth is the one this defect gives
     """
 
@@ -85,39 +84,35 @@ def explained_by(
     own, distances = suite.defect_vectors(defect.id), suite.distances(defect.id)
     tried = [one for one in measured if one.case.id in distances]
     stored = [one for one in tried if one.case.id in own]
+    seen = [one for one in tried if distances[one.case.id] >= SEEN * one.bound(precision)]
     pairs = []
     for one in stored:
-        near, far = (distance(one.vectors, vectors) for vectors in (own[one.case.id], suite.vectors(one.case)))
-        if not (near <= EXPLAINED * one.bound(precision) or near <= growth(one, precision) * far < np.inf):
+        bound = one.bound(precision)
+        near, far = distance(one.vectors, own[one.case.id]), distance(one.vectors, suite.vectors(one.case))
+        if near > max(EXPLAINED * bound, min(EXPLAINED * bound * defect.growth, GROWN * far)):
             return None
-        pairs.append((near / one.bound(precision), far / one.bound(precision)))
-    if not pairs:
+        pairs.append((near / bound, far / bound))
+    if not pairs or not seen:
         return None
     near, far = (max(side) for side in zip(*pairs, strict=True))
     agree = {one: is_as_far(one, suite, precision, distances[one.case.id]) for one in tried}
-    seen = [agree[one] for one in tried if distances[one.case.id] >= SEEN * one.bound(precision)]
-    if near > NEARER * far or not seen or np.mean(seen) < CONSISTENT:
+    if near > NEARER * far or np.mean([agree[one] for one in seen]) < CONSISTENT:
         return None
     as_foretold = [*agree.values(), *([] if laws is None else [laws == (defect.mutation.padding is not None)])]
     share = float(np.mean(as_foretold))
-    cases = tuple(dict.fromkeys(one.case.id for one in stored))
+    cases = tuple(dict.fromkeys(one.case.id for one in stored if one in seen))
     return Explanation(defect, near, far, cases, share) if share >= CONSISTENT else None
 
 
-def growth(one: Measured, precision: str) -> float:
-    """How far from the defect's vectors its rounding errors may lie, in units of the distance to the truth."""
-    return min(COARSEST, AMPLIFIED * one.bound(precision) / one.bound("float32"))
-
-
-def is_as_far(one: Measured, suite: Suite, precision: str, foretold: float) -> bool:
-    """Whether its vectors lie as far from the truth as a defect puts them."""
+def is_as_far(one: Measured, suite: Suite, precision: str, expected: float) -> bool:
+    """Whether its vectors lie as far from the truth as a defect's do: expected, in a number of the vector."""
     found = distance(one.vectors, suite.vectors(one.case))
-    allowed = max(EXPLAINED * one.bound(precision), STORED * foretold)
-    return found == foretold or abs(found - foretold) <= allowed < np.inf
+    allowed = max(EXPLAINED * one.bound(precision), STORED * expected)
+    return found == expected or abs(found - expected) <= allowed < np.inf
 
 
 def distance(first: Array, second: Array) -> float:
-    """The largest difference; NaN in the same places is no difference, NaN in one only is an infinite one."""
+    """The largest difference of a number of two (texts, dimensions); infinite where the shapes or the NaN differ."""
     if first.shape != second.shape:
         return float("inf")
     nan = np.isnan(first)

@@ -137,17 +137,17 @@ def scaled_angles(factor: float) -> Functions:
 
 
 def norm_after_rotation() -> Functions:
-    """Rotate first, then norm query and key."""
-    waiting: list[Array] = []
+    """Rotate first, then norm query and key: rms_norm leaves its arguments to rotate, called in the same order."""
+    waiting: list[tuple[Array, float]] = []
 
     def remember(x: Array, weight: Array, epsilon: float) -> Array:
-        waiting.append(weight)
+        waiting.append((weight, epsilon))
         return x
 
     def rotate_then_norm(x: Array, cos: Array, sin: Array) -> Array:
         first, second = np.split(x, 2, axis=-1)
         turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-        return rms_norm(turned, waiting.pop(0), 1e-6)
+        return rms_norm(turned, *waiting.pop(0))
 
     return {"attention.rms_norm": remember, "rotate": rotate_then_norm}
 

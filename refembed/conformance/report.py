@@ -51,8 +51,11 @@ def verdict_lines(report: Report) -> list[str]:
         return lines
     best, *others = report.explanations
     defect = best.defect
+    relative = (
+        "" if report.precision == "float32" else f", or a near relative: {report.precision} cannot tell them apart"
+    )
     lines += [
-        f"diagnosis: {defect.id} ({defect.family}): {defect.title}",
+        f"diagnosis: {defect.id} ({defect.family}): {defect.title}{relative}",
         f"  evidence: on {', '.join(best.cases)} the port is within {best.to_defect:.2g} bounds of this mistake's own "
         f"vectors and {best.to_truth:.3g} from the truth; {100 * best.foretold:.0f} % of all cases lie as far "
         "from the truth as it puts them",

@@ -107,7 +107,7 @@ class Suite:
         """How many known mistakes these cases can tell from the truth at a precision."""
         bounds = {case.id: case.bounds[precision]["embedding"] for case in cases}
         return sum(
-            any(far >= SEEN * bounds.get(case, np.inf) for case, far in self.distances(defect).items())
+            any(case in bounds and far >= SEEN * bounds[case] for case, far in self.distances(defect).items())
             for defect in self.manifest["defects"]
         )
 

@@ -74,7 +74,7 @@ class Report:
 
     @property
     def first_wrong_stage(self) -> tuple[str, str] | None:
-        """(stage, case) where the port leaves the truth first, as far as it shows its stages."""
+        """(stage, case) where the port leaves the truth first, as far as it shows its stages; else its vectors."""
         wrong = [outcome for outcome in self.outcomes if outcome.verdict == WRONG]
         tokens = next((outcome for outcome in wrong if outcome.level == "tokens"), None)
         if tokens:
@@ -83,7 +83,8 @@ class Report:
         if shown:
             first = min(shown, key=lambda outcome: stage_order(str(outcome.stage)))
             return str(first.stage), first.case
-        return None
+        vectors = next((outcome for outcome in wrong if outcome.level in ("vectors", "prompts")), None)
+        return ("embedding", vectors.case) if vectors else None
 
     def used(self) -> tuple[float, str]:
         """The largest share of the allowed error that a right answer used, and its case."""
@@ -238,11 +239,11 @@ class Run:
         vectors = as_vectors(answer, len(true), case.dimensions, int(self.suite.manifest["model"]["dimensions"]))
         if vectors.shape != true.shape:  # not what was asked for, but it serves the diagnosis
             vectors = shortened(vectors, case.dimensions)
-            self.measured.append(Measured(level, case, vectors, self.within(vectors, true, case)))
+            self.measured.append(Measured(level, case, vectors))
             return Outcome(level, case.id, NOT_ASKED, said="the port gives full vectors only")
         self.answers.setdefault(case.id, vectors)
         right = self.within(vectors, true, case)
-        self.measured.append(Measured(level, case, vectors, right))
+        self.measured.append(Measured(level, case, vectors))
         if not np.all(np.isfinite(vectors)):
             return Outcome(level, case.id, WRONG, said="a vector holds NaN or infinity")
         if not np.all(np.any(vectors != 0, axis=1)):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,11 @@ def twin() -> Suite:
 @cache
 def twin_model(dtype: str = "float32") -> Model:
     """The twin's checkpoint, computed in this type."""
-    folder = golden_folder("twin") / "checkpoint"
+    return opened(golden_folder("twin") / "checkpoint", dtype)
+
+
+def opened(folder: Path, dtype: str) -> Model:
+    """A checkpoint folder, computed in this type."""
     checkpoint = open_checkpoint(folder)
     tokenizer = Tokenizer(folder / "tokenizer.json", checkpoint.config)
     return Model(checkpoint.config, checkpoint.parameters(np.dtype(dtype)), tokenizer, checkpoint.prompts)

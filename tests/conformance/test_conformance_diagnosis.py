@@ -7,14 +7,17 @@ float32 with one thing changed. What other code gives with the same mistakes is 
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mutants import MutantPort, twin, twin_model
+from mutants import MutantPort, opened, twin, twin_model
 
 from refembed.conformance.defects import CONTROLS, DEFECTS
 from refembed.conformance.mutation import Mutation
+from refembed.conformance.report import as_text
+from refembed.conformance.suite import golden_folder, open_suite
 from refembed.conformance.verify import Report, verify
 from refembed.reference.layer import layer
 from refembed.reference.operations import linear, rms_norm
@@ -90,6 +93,39 @@ def test_full_vectors_are_enough_for_a_diagnosis():
     report = verify(twin(), Whole(BY_ID["window-asymmetric"].mutation), levels=["vectors"])
     assert named(report)[0] == "window-asymmetric"
     assert {o.verdict for o in report.outcomes if o.case.startswith("dimensions")} == {"not asked"}
+
+
+def test_mistake_is_seen_only_where_it_was_asked():
+    """Wrong if a report counts mistakes as visible that no case which was asked can show."""
+    empty = [case for case in twin().cases if case.id == "text-empty"]
+    shown = [defect for defect in BY_ID if twin().distances(defect).get("text-empty", 0) >= 3 * bound_of(empty[0])]
+    assert verify(twin(), MutantPort(), levels=["vectors"], cases=["text-empty"]).visible == len(shown)
+    assert not {"window-ignored", "pads-make-nan"} & set(shown)
+
+
+def bound_of(case: Any) -> float:
+    return case.bounds["float32"]["embedding"]
+
+
+@pytest.mark.parametrize("id", [id for id, defect in BY_ID.items() if defect.growth != 1])
+def test_rounding_grows_as_the_catalogue_says(id: str, weights: Path):
+    """Wrong if a mistake is forgiven more rounding than it makes, or less, on the released model."""
+    suite = open_suite(golden_folder("embeddinggemma-300m"))
+    cases = {case.id: case for case in suite.cases}
+    model = opened(weights, "float64")
+    grown = [
+        np.max(np.abs(model.embed(cases[case].texts, cases[case].dimensions, BY_ID[id].mutation) - single))
+        / bound_of(cases[case])
+        for case, single in suite.defect_vectors(id).items()
+    ]
+    assert BY_ID[id].growth / 2 <= max(grown) <= BY_ID[id].growth
+
+
+def test_coarse_diagnosis_says_that_relatives_look_alike():
+    """Wrong if a diagnosis at a coarse precision sounds as sure as one in float32."""
+    port = MutantPort(BY_ID["causal"].mutation)
+    assert "near relative" in as_text(verify(twin(), port, "bfloat16", levels=JUDGED))
+    assert "near relative" not in as_text(report_of("causal"))
 
 
 # --------------------------------------------------------------------------------------- mistakes outside the catalogue
@@ -201,6 +237,13 @@ def test_first_wrong_stage_of_an_unknown_mistake(slug: str):
     report = verify(twin(), UNKNOWN[slug], levels=["tokens", "stages"])
     assert report.first_wrong_stage is not None
     assert report.first_wrong_stage[0] in FIRST_WRONG[slug]
+
+
+def test_first_wrong_stage_of_a_port_that_shows_none():
+    """Wrong if a port that gives vectors only is not told at which case it leaves the truth."""
+    report = verify(twin(), MutantPort(changed(one_row_negated)), levels=["vectors"])
+    wrong = [outcome.case for outcome in report.outcomes if outcome.verdict == "wrong"]
+    assert report.first_wrong_stage == ("embedding", wrong[0])
 
 
 def test_wrong_tokens_come_before_wrong_stages():
