@@ -160,6 +160,7 @@ def write_twin(folder: Path) -> None:
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "GemmaTokenizer", "model_max_length": CONFIG.context, "padding_side": "right",
+            "add_bos_token": True, "add_eos_token": True,  # what older libraries go by
             "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>",
         },
     )  # fmt: skip

@@ -273,7 +273,8 @@ class HttpPort:
             raise RefembedError("port-dialect", f"no dialect {dialect!r}; the dialects are {', '.join(DIALECTS)}")
         if not url.startswith(("http://", "https://")):
             raise RefembedError("port-url", f"{url!r} is no http:// or https:// address")
-        self.name = self.url = url.rstrip("/")
+        self.url = url.rstrip("/")
+        self.name = f"{model} at {self.url}"
         self.dialect, self.model, self.timeout, self.key = dialect, model, timeout, key
 
     def embed(self, case: Case, prompted: Sequence[str]) -> Any:

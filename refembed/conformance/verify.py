@@ -277,6 +277,8 @@ class Run:
             theirs = as_numbers(answer[stage], stage)
             if theirs.shape != true.shape and theirs.ndim == 2 and true.shape[0] == 2 and len(theirs):
                 theirs = theirs[[0, -1]]
+            elif theirs.shape != true.shape and theirs.ndim == true.ndim == 2 and len(theirs) == 2:
+                true = true[[0, -1]]
             if theirs.shape != true.shape:
                 raise PortError(f"gave a {stage} of shape {theirs.shape}, {true.shape} needed")
             error = float(np.max(np.abs(theirs - true)) / np.max(np.abs(true)))

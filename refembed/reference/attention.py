@@ -13,6 +13,8 @@ def split_heads(x: Array, head: int) -> Array:
 
     x        (tokens, n)          n = count of heads times head size
     returns  (n/head, tokens, head)
+
+    Witness: golden/twin length-two.
     """
     return x.reshape(len(x), -1, head).swapaxes(0, 1)  # (n/head, tokens, head)
 
@@ -22,6 +24,8 @@ def merge_heads(x: Array) -> Array:
 
     x        (count, tokens, head)
     returns  (tokens, count*head)
+
+    Witness: golden/twin length-two.
     """
     return x.swapaxes(0, 1).reshape(x.shape[1], -1)  # (tokens, count*head)
 
@@ -37,6 +41,7 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float, na
     returns  (heads, tokens, head)
 
     Source: ATT-1, ATT-2, ATT-5. Trap: the scale is 1/sqrt(256), not 1/sqrt(768) (defect F5).
+    Witness: golden/twin length-reach-plus-two.
     """
     shared = len(query) // len(key)
     key = np.repeat(key, shared, axis=0)  # (heads, tokens, head)
@@ -58,6 +63,7 @@ def attention(
     returns  (tokens, width)
 
     Source: ATT-1, ROT-4. Trap: query and key are normed before they are turned: (1 + w) does not commute (F6).
+    Witness: golden/twin length-ladder-1.
     """
     name, weight = f"layer.{index:02d}.attention", f"layers.{index}.self_attn.{{}}.weight".format
     query = split_heads(linear(x, parameters[weight("q_proj")]), config.head)  # (heads, tokens, head)

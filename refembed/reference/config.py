@@ -43,7 +43,7 @@ def reach_of_window(sliding_window: int) -> int:
 
     Source: ATT-3, CFG-3. Trap: 512 is the width of both sides together, not the reach of one (defect B2); the odd 257
     is half plus one, compared with '<', and must not be halved again (defect B5).
-    Witness: 256, 257 and 258 tokens.
+    Witness: golden/twin length-reach-plus-two.
     """
     return sliding_window - 1 if sliding_window % 2 else sliding_window // 2
 

@@ -14,6 +14,7 @@ def gated_mlp(x: Array, parameters: Parameters, index: int, trace: Trace = silen
     returns  (tokens, width)
 
     Source: MLP-1. Trap: the activation is on the gate, not on up.
+    Witness: golden/twin length-ladder-1.
     """
     name, weight = f"layer.{index:02d}.mlp", f"layers.{index}.mlp.{{}}.weight".format
     gate = linear(x, parameters[weight("gate_proj")])  # (tokens, mlp)
@@ -37,6 +38,7 @@ def layer(
 
     Source: LAY-1. Four norms: the second and fourth stand before the addition, not after it. Trap: in float16 the
     stream overflows 65,504 around layer 22 (defect G1).
+    Witness: golden/twin length-ladder-1.
     """
 
     def norm(rows: Array, which: str) -> Array:

@@ -20,6 +20,7 @@ def embed_tokens(ids: Array, parameters: Parameters, config: Config) -> Array:
     returns  (tokens, width)
 
     Source: EMB-1. Trap: sqrt(768) = 27.712813, not bfloat16's 27.75 (defect F3).
+    Witness: golden/twin length-two.
     """
     return parameters["embed_tokens.weight"][ids] * math.sqrt(config.width)  # (tokens, width)
 
@@ -31,6 +32,7 @@ def encode_tokens(ids: Array, parameters: Parameters, config: Config, trace: Tra
     returns  (tokens, width)
 
     Source: LAY-2. No padding and no batch: a text is computed alone, so nothing beside it can change it.
+    Witness: golden/twin length-ladder-1.
     """
     x = embed_tokens(ids, parameters, config)  # (tokens, width)
     trace("tokens", ids)
@@ -50,6 +52,7 @@ def dense_head(pooled: Array, parameters: Parameters, trace: Trace = silent) -> 
     returns  (..., dimensions)
 
     Source: HEAD-1. Trap: left out, which gives vectors nearly orthogonal to the right ones (defects D1, D2).
+    Witness: golden/twin length-ladder-1.
     """
     projected_up = linear(pooled, parameters["2_Dense.linear.weight"])  # (..., dense)
     projected = linear(projected_up, parameters["3_Dense.linear.weight"])  # (..., dimensions)
@@ -66,6 +69,7 @@ def truncate(embedding: Array, dimensions: int) -> Array:
     returns      (..., dimensions)  unit length
 
     Source: MAT-1, Kusupati et al. 2022. Trap: not normalised again (defect D5).
+    Witness: golden/twin dimensions-16.
     """
     return l2_normalize(embedding[..., :dimensions])  # (..., dimensions)
 
@@ -78,6 +82,7 @@ def embed(ids: Array, parameters: Parameters, config: Config, trace: Trace = sil
     returns      (dimensions,)  unit length
 
     Source: HEAD-2.
+    Witness: golden/twin length-two.
     """
     states = encode_tokens(ids, parameters, config, trace)  # (tokens, width)
     pooled = POOLERS[config.pooler](states, parameters)  # (width)
@@ -92,5 +97,7 @@ def embed_batch(batch: Sequence[Array], parameters: Parameters, config: Config) 
 
     batch    texts arrays (tokens_i,)
     returns  (texts, dimensions)
+
+    Witness: golden/twin batch-small-gap.
     """
     return np.stack([embed(ids, parameters, config) for ids in batch])  # (texts, dimensions)

@@ -15,6 +15,7 @@ def linear(x: Array, weight: Array) -> Array:
     returns  (..., m)
 
     Source: OPS-1. Trap: a dense matrix used untransposed or of the wrong size (defect D3).
+    Witness: golden/twin length-two.
     """
     return x @ weight.T  # (..., m)
 
@@ -28,6 +29,7 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     returns  (..., n)
 
     Source: OPS-2, OPS-6, Gemma 3. Trap: the one left out, or folded into the file already and added twice (defect F2).
+    Witness: golden/twin length-reach.
     """
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True)  # (..., 1)
     scale = 1 / np.sqrt(mean_square + epsilon)  # (..., 1)
@@ -41,6 +43,7 @@ def gelu(x: Array) -> Array:
     returns  (..., n)
 
     Source: OPS-3, "gelu_pytorch_tanh". Trap: the exact form with erf is up to 7e-5 away in the embedding (defect F4).
+    Witness: golden/twin length-ladder-1.
     """
     inner = math.sqrt(2 / math.pi) * (x * (1 + 0.044715 * (x * x)))  # (..., n)
     return 0.5 * x * (1 + np.tanh(inner))  # (..., n)
@@ -54,6 +57,7 @@ def softmax(scores: Array) -> Array:
 
     Source: OPS-4. The row's largest score is taken off first, which changes nothing and keeps exp() in range.
     Trap: a row with every key masked is 0/0 (defect C1); without padding there is no such row.
+    Witness: golden/twin length-window.
     """
     exponentials = np.exp(scores - np.max(scores, axis=-1, keepdims=True))  # (..., n)
     return exponentials / np.sum(exponentials, axis=-1, keepdims=True)  # (..., n)
@@ -66,5 +70,6 @@ def l2_normalize(x: Array) -> Array:
     returns  (..., n)  unit length
 
     Source: OPS-5.
+    Witness: golden/twin batch-twins.
     """
     return x / np.sqrt(np.sum(np.square(x), axis=-1, keepdims=True))  # (..., n)

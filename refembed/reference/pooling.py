@@ -18,6 +18,7 @@ def mean_pool(states: Array, parameters: Parameters) -> Array:
     returns  (width)
 
     Source: POOL-1. Trap: BOS, EOS or the prompt left out, or padding counted (defects C3, D4).
+    Witness: golden/twin length-two.
     """
     return np.mean(states, axis=0)  # (width)
 

@@ -27,6 +27,7 @@ def rotary_angles(tokens: int, head: int, base: float, dtype: DTypeLike) -> tupl
     returns  cos and sin, each (tokens, head/2)
 
     Source: ROT-1, Su et al. 2021, theta_k = base^(-2k/head). Trap: one base for every layer (defect F1).
+    Witness: golden/twin length-ladder-2.
     """
     frequency = base ** (-np.arange(0, head, 2) / head)  # (head/2)
     angle = np.outer(np.arange(tokens), frequency)  # (tokens, head/2)
@@ -43,6 +44,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
     Source: ROT-2. Trap: pairs are number k of the first half with number k of the second, not neighbours
     (2k, 2k + 1) (defect F6).
+    Witness: golden/twin length-ladder-1.
     """
     first, second = np.split(x, 2, axis=-1)
     turned_first = first * cos - second * sin  # (..., tokens, head/2)
@@ -59,6 +61,7 @@ def window_mask(tokens: int, reach: int, dtype: DTypeLike) -> Array:
 
     Source: ATT-3. Trap: causal (A), not halved (B1, B2), left out (B3), 255 on one side (B4). 257 tokens is the first
     length with a pair 256 apart, 258 the first with a pair that is not seen.
+    Witness: golden/twin distinct-first-beyond-window.
     """
     position = np.arange(tokens)  # (tokens)
     distance = np.abs(position[:, None] - position[None, :])  # (tokens, tokens)
@@ -69,6 +72,7 @@ def positions_of(kind: str, tokens: int, config: Config, dtype: DTypeLike) -> Po
     """The rotary table and mask of one kind of layer, for a text of this many tokens.
 
     Source: ROT-3, ATT-4. Trap: one base, or the window, for every layer (defects F1, B8).
+    Witness: golden/twin length-reach-plus-three.
     """
     sliding = kind == SLIDING
     base, reach = (config.sliding_base, config.reach) if sliding else (config.full_base, tokens)

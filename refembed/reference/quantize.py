@@ -40,6 +40,7 @@ def grid_of(form: str, name: str) -> Grid | None:
     name     a checkpoint's tensor name
 
     Source: QNT-1. Mixed is 8 bits for attention, 4 for embedding, feed-forward and projection, one scale a row.
+    Witness: golden/quantised zeros.
     """
     if form not in FORMS:
         raise ValueError(f"no form {form!r}; the forms are {', '.join(FORMS)}")
@@ -50,7 +51,10 @@ def grid_of(form: str, name: str) -> Grid | None:
 
 
 def largest_level(bits: int) -> int:
-    """127 for 8 bits and 7 for 4: the same on both sides of zero."""
+    """127 for 8 bits and 7 for 4: the same on both sides of zero.
+
+    Witness: golden/quantised ordinary.
+    """
     return int(2 ** (bits - 1) - 1)
 
 
@@ -61,6 +65,8 @@ def blocks_of(weight: Array, block: int | None) -> Array:
     returns  (rows, columns/block, block)  a view where it can be
 
     Raises ValueError where a row is not a whole number of blocks.
+
+    Witness: golden/quantised tiny.
     """
     rows, columns = weight.shape
     size = block or columns
@@ -77,6 +83,7 @@ def block_scales(weight: Array, grid: Grid) -> Array:
 
     Source: QNT-2. Rounded up, so that no number lies beyond the last level and every error is at most half a step, in
     float16's subnormal range too. Raises ValueError where a step would pass 65,504 or is not a number.
+    Witness: golden/quantised ties.
     """
     largest = np.max(np.abs(blocks_of(weight, grid.block)), axis=-1)  # (rows, blocks)
     limit = largest_level(grid.bits)
@@ -95,6 +102,7 @@ def quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Quantize
     returns  levels (rows, columns) int8, scales (rows, columns/block) float16
 
     Source: QNT-3. With scales of one's own, numbers beyond the last level are cut to it.
+    Witness: golden/quantised zeros.
     """
     if scales is None:
         scales = block_scales(weight, grid)  # (rows, blocks)
@@ -111,6 +119,7 @@ def dequantize(quantized: Quantized, dtype: DTypeLike = np.float32) -> Array:
     returns  (rows, columns)
 
     Source: QNT-4.
+    Witness: golden/quantised tiny.
     """
     rows, columns = quantized.levels.shape
     blocks: Array = quantized.levels.reshape(rows, quantized.scales.shape[1], -1).astype(dtype)  # (rows, blocks, block)
@@ -123,6 +132,8 @@ def fake_quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Arr
     weight   (rows, columns)
     scales   (rows, columns/block)  as in quantize
     returns  (rows, columns)        in weight's float type
+
+    Witness: golden/quantised subnormal.
     """
     return dequantize(quantize(weight, grid, scales), weight.dtype)  # (rows, columns)
 
@@ -153,6 +164,7 @@ def pack_int4(levels: Array) -> Array:
     returns  (..., n/2)  uint8
 
     Source: QNT-6. Raises ValueError where n is odd.
+    Witness: golden/quantised tiny.
     """
     if levels.shape[-1] % 2:
         raise ValueError(f"a row of {levels.shape[-1]} numbers does not fill whole bytes")
@@ -167,6 +179,7 @@ def unpack_int4(packed: Array) -> Array:
     returns  (..., 2*n)  int8 from -8 to 7
 
     Source: QNT-6.
+    Witness: golden/quantised large.
     """
     halves = np.stack([packed & 0x0F, packed >> 4], axis=-1).astype(np.int8)  # (..., n, 2)
     signed = np.where(halves > 7, halves - 16, halves).astype(np.int8)  # (..., n, 2)
