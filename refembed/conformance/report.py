@@ -9,6 +9,7 @@ from .. import __version__
 from .verify import FAILED, LEVELS, NOT_ASKED, RIGHT, WRONG, Outcome, Report
 
 MOST_LINES = 12
+CLEAR = 100  # bounds from the truth, from which on what looks like a known mistake can hardly be a relative of it
 
 
 def as_text(report: Report) -> str:
@@ -51,9 +52,7 @@ def verdict_lines(report: Report) -> list[str]:
         return lines
     best, *others = report.explanations
     defect = best.defect
-    relative = (
-        "" if report.precision == "float32" else f", or a near relative: {report.precision} cannot tell them apart"
-    )
+    relative = f", or a near relative: {report.precision} cannot tell them apart" if best.to_truth < CLEAR else ""
     lines += [
         f"diagnosis: {defect.id} ({defect.family}): {defect.title}{relative}",
         f"  evidence: on {', '.join(best.cases)} the port is within {best.to_defect:.2g} bounds of this mistake's own "
