@@ -1,10 +1,12 @@
 """The witness: spec/witness.md is of today's reference, what it says is so, and a false word in it is noticed.
 
-What fails is re-run here on every twelfth mutant; the whole is made by tests/conformance/witness.py.
+What fails is re-run here on one mutant in twelve, others for each edition of golden/; the whole is made by
+tests/conformance/witness.py.
 """
 
 import ast
 import builtins
+import hashlib
 import json
 import time
 from copy import deepcopy
@@ -31,13 +33,17 @@ def all_mutants() -> tuple[Mutant, ...]:
     return tuple(mutants())
 
 
-def sample() -> tuple[Mutant, ...]:
-    return all_mutants()[::EVERY]
+def sample(edition: str | None = None) -> tuple[Mutant, ...]:
+    """Drawn by a digest, so that every edition of golden/, today's unless given, draws others."""
+    edition = edition or witness.golden_edition()
+    drawn = sorted(all_mutants(), key=lambda one: hashlib.sha256(f"{one.id} {edition}".encode()).digest())
+    return tuple(drawn[: len(drawn) // EVERY])
 
 
-def first(chosen: Any) -> Mutant:
-    """The first sampled mutant of which the record says this."""
-    return next(one for one in sample() if chosen(record()[one.id]))
+def first(fewest: int, passing: bool = False) -> Mutant:
+    """The first sampled mutant that fails this many cases by the record; passing: and not all of them."""
+    counts = ((one, len(record()[one.id]["fails"]), len(witness.cases_of(one.module))) for one in sample())
+    return next(one for one, fails, cases in counts if fewest <= fails and not (passing and fails == cases))
 
 
 def test_record_is_of_todays_reference():
@@ -86,6 +92,17 @@ def test_every_survivor_has_its_argument():
     assert all(len(text.split()) > 4 for text in (*witness.EQUIVALENT.values(), *witness.MISSING))
 
 
+def test_docstrings_name_witnesses():
+    """Wrong if the case in a docstring passes when its function is changed, is not there, or is missing."""
+    assert witness.false_docstrings(record(), SOURCE) == []
+
+
+def test_sample_moves_with_golden():
+    """Wrong if the same mutants were re-run for ever, and the record of the others never."""
+    assert {one.id for one in sample()} != {one.id for one in sample("another")}
+    assert sample() == sample(witness.golden_edition())
+
+
 def arithmetic(module: str) -> set[int]:
     """The lines of a module's forward that compute: an operation, a comparison or a call, refusals and traces apart."""
     lines = set()
@@ -122,16 +139,40 @@ def planted(id: str, **false: Any) -> dict[str, Any]:
 
 def test_false_witness_is_found():
     """Wrong if a case could be called a witness of a line that it does not see."""
-    some = first(lambda entry: 0 < len(entry["fails"]) < 60)
+    some = first(1, passing=True)
     passing = next(case for case in witness.cases_of(some.module) if case not in record()[some.id]["fails"])
     lie = planted(some.id, fails=sorted([*record()[some.id]["fails"], passing]))
     assert witness.false_witnesses(lie, [some]) == [some.id]
     assert witness.false_witnesses(record(), [some]) == []
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "Witness: golden/twin batch-twins.",
+        "Witness: golden/twin no-such-case.",
+        "Witness: golden/quantised dimensions-16.",
+        "Witness: 256 tokens.",
+        "",
+        "Witness: golden/twin dimensions-16.\n    Witness: golden/twin length-two.",
+    ],
+)
+def test_false_docstring_is_found(planted: str):
+    """Wrong if a docstring could name a case that does not see its function, or none, or several."""
+    model = SOURCE["model"].replace("Witness: golden/twin dimensions-16.", planted)
+    assert model != SOURCE["model"]
+    assert witness.false_docstrings(record(), {**SOURCE, "model": model}) == ["model.truncate"]
+
+
+def test_docstring_without_mutants_is_found():
+    """Wrong if a function that nothing judges could name a witness."""
+    pooling = SOURCE["pooling"].replace("Source: POOL-2.", "Source: POOL-2.\n    Witness: golden/twin length-two.")
+    assert witness.false_docstrings(record(), {**SOURCE, "pooling": pooling}) == ["pooling.first_pool"]
+
+
 def test_witness_left_out_is_found():
     """Wrong if a line could have more witnesses than the page says."""
-    some = first(lambda entry: len(entry["fails"]) > 1)
+    some = first(2)
     assert witness.false_witnesses(planted(some.id, fails=record()[some.id]["fails"][1:]), [some]) == [some.id]
 
 
@@ -145,7 +186,7 @@ def test_survivor_called_killed_is_found():
 
 def test_killed_mutant_called_equivalent_is_found(monkeypatch: pytest.MonkeyPatch):
     """Wrong if the score could be raised by calling a mutant equivalent that golden/ sees."""
-    killed = first(lambda entry: entry["fails"])
+    killed = first(1)
     monkeypatch.setitem(witness.EQUIVALENT, killed.id, "it is the same, believe me")
     assert witness.unargued(record()) == [killed.id]
 

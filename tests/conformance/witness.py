@@ -3,13 +3,16 @@
 python tests/conformance/witness.py --out spec
 
 Makes every mutant of the reference's forward, lets golden/ judge each, and writes witness.json and witness.md. A mutant
-of quantize.py is judged bit for bit by golden/quantised; every other one by golden/twin as a port is: computed in
-float64 from the golden tokens, final vectors and every stored stage within the float32 contract's bounds.
+of quantize.py is judged bit for bit by golden/quantised; every other one by golden/twin as a port is: computed from
+the golden tokens in float64, and one case in float32 too, final vectors and every stored stage within the float32
+contract's bounds and of the parameters' float type.
 """
 
 import argparse
+import ast
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +34,7 @@ Array = np.ndarray[Any, Any]
 COPY = "mutated_reference"
 SECONDS = 120  # for what takes less than one
 MOST_SHOWN = 3
+FLOAT32_CASE = "length-ladder-2"  # short, and every stage of it is stored
 MATRIX, ATTENTION_MATRIX = "layers.0.mlp.up_proj.weight", "layers.0.self_attn.q_proj.weight"
 FORMS = {  # of golden/quantised's grids: the form and the kind of matrix that has it (QNT-1)
     "int8-block": ("int8-block", MATRIX),
@@ -38,23 +42,15 @@ FORMS = {  # of golden/quantised's grids: the form and the kind of matrix that h
     "int8-row": ("mixed-channel", ATTENTION_MATRIX),
     "int4-row": ("mixed-channel", MATRIX),
 }
+WITNESS = re.compile(r"^Witness: golden/([\w-]+) ([\w-]+)\.$", re.MULTILINE)
 CODE = {module: compile(source, f"{module}.py", "exec") for module, source in SOURCE.items()}
 
 # Survivors that no text can show, each with its argument.
 EQUIVALENT = {
-    "operations.softmax:arithmetic-replaced:0": "moving all scores of a row by one number divides out again, and "
-    "scores of normed queries and keys, below 13 in the twin, stay in exp's range",
-    "operations.softmax:operand-dropped:0": "the largest score divides out again, and is taken off only for scores "
-    "beyond exp's range, which those of normed queries and keys, below 13 in the twin, never are",
-    "operations.softmax:keyword-dropped:0": "the largest score of all rows is one number for every key of a row, so it "
-    "divides out as the row's own does, and no score of the twin lies further than 26 below it",
-    "positions.rotary_angles:call-removed:3": "golden/ is computed in float64, as this cosine is before its cast",
-    "positions.rotary_angles:call-removed:5": "golden/ is computed in float64, as this sine is before its cast",
     "positions.window_mask:operands-swapped:0": "the magnitude of a difference does not know its direction",
     "positions.window_mask:value-nudged:2": "every score that is seen moves by 0.001, which softmax divides out, and "
     "-inf stays what it is",
-    "positions.window_mask:call-removed:2": "golden/ is computed in float64, as this mask is before its cast",
-    "positions.window_mask:type-replaced:0": "0 and -inf are float16 numbers too, and scores plus mask are float64",
+    "positions.window_mask:type-replaced:0": "0 and -inf are float16 numbers too, and scores plus it keep their type",
     "positions.window_mask:constant-changed:0": "every score that is seen grows by 1, which softmax divides out",
     "positions.positions_of:off-by-one:0": "no two tokens are as far apart as there are tokens, so one more hides none",
     "positions.positions_of:type-replaced:1": "0 and -inf, all that a mask holds, are float16 numbers too",
@@ -65,8 +61,6 @@ EQUIVALENT = {
     "model.encode_tokens:order-changed:2": "each kind's positions are made alone, so the order of kinds is free",
     "model.encode_tokens:call-removed:3": "a kind that comes twice is given the same positions twice",
     "model.encode_tokens:function-replaced:0": "a list repeats kinds, and their positions come out the same each time",
-    "model.dense_head:arguments-swapped:0": "the forward gives it one vector v, and W v and v W^T are the same numbers",
-    "model.dense_head:arguments-swapped:1": "as with the first matrix, both products of one vector are the same",
     "quantize.largest_level:call-removed:0": "two to a whole power is whole already",
     "quantize.block_scales:call-removed:8": "NumPy takes a Python infinity for one of the array's own type, float16",
     "quantize.quantize:call-removed:1": "a float32 over a float16 is a float32 with the same value",
@@ -95,6 +89,11 @@ MISSING = {
         "config.reach_of_window:operands-swapped:0",
         "config.reach_of_window:constant-changed:2",
         "config.reach_of_window:constant-changed:3",
+    ),
+    "scores beyond exp's range, as in OPS-4's example; those of normed queries and keys are below 13 in the twin": (
+        "operations.softmax:arithmetic-replaced:0",
+        "operations.softmax:operand-dropped:0",
+        "operations.softmax:keyword-dropped:0",
     ),
     "a model with two key heads; of one, which the twin and the released model have, any number of copies will do": (
         "attention.attend:operand-dropped:0",
@@ -141,14 +140,14 @@ def load(mutant: Mutant | None) -> Mapping[str, Any]:
     return modules
 
 
-class MutantPort:
+class WitnessPort:
     """The twin on a copy of the reference. Reads what config.json leaves to the reference, shows every stored stage."""
 
-    name, can = "mutant", frozenset({"embed", "trace"})
+    name, can = "witness", frozenset({"embed", "trace"})
 
-    def __init__(self, modules: Mapping[str, Any]) -> None:
-        true, constants = twin_model("float64"), modules["config"]
-        self.parameters, self.forward = true.parameters, modules["model"]
+    def __init__(self, modules: Mapping[str, Any], dtype: str) -> None:
+        true, constants = twin_model(dtype), modules["config"]
+        self.parameters, self.forward, self.dtype = true.parameters, modules["model"], dtype
         assert set(true.config.layer_kinds) <= {constants.SLIDING, constants.FULL}
         window = json.loads((golden_folder("twin") / "checkpoint" / "config.json").read_text())["sliding_window"]
         self.kept: dict[str, dict[str, Array]] = {}
@@ -158,6 +157,8 @@ class MutantPort:
         vectors = within(None, partial(self.vectors, case))
         if np.shape(vectors) != twin().vectors(case).shape:  # which verify forgives a port that cannot shorten
             raise PortError("gave vectors of another shape")
+        if vectors.dtype != self.dtype:
+            raise PortError("gave vectors of another float type than the parameters'")
         return vectors
 
     @np.errstate(all="ignore")
@@ -172,17 +173,27 @@ class MutantPort:
         return vector if whole else self.forward.truncate(vector, case.dimensions)
 
     def trace(self, case: Case, prompted: str) -> Any:
-        """As the vectors were computed; a port need not show every stage, a mutant must."""
+        """As the vectors were computed; a port need not show every stage, a mutant must, and in its own type."""
         kept = self.kept[case.id]
         if not {"tokens", *case.stages, "embedding"} <= set(kept):
             raise PortError("does not show every stage")
+        if {str(np.asarray(stage).dtype) for name, stage in kept.items() if name != "tokens"} != {self.dtype}:
+            raise PortError("shows a stage of another float type than the parameters'")
+        rows = np.stack([kept["pooled"], kept["pooled"]])  # (..., width), of which a text is only one
+        if np.shape(within(None, partial(self.forward.dense_head, rows, self.parameters))) != (
+            2,
+            self.config.dimensions,
+        ):
+            raise PortError("makes no embeddings of several pooled vectors")
         return kept
 
 
 def judged_by_twin(modules: Mapping[str, Any]) -> dict[str, str]:
     """Case -> verdict, of the cases that fail."""
-    run = Run(twin(), MutantPort(modules), "float32")  # type: ignore[arg-type]
-    outcomes = [outcome for case in twin().cases for outcome in (*run.vectors(case), *run.stages(case))]
+    double, single = (Run(twin(), WitnessPort(modules, dtype), "float32") for dtype in ("float64", "float32"))
+    asked = [(double, case) for case in twin().cases]
+    asked += [(single, case) for case in twin().cases if case.id == FLOAT32_CASE]
+    outcomes = [outcome for run, case in asked for outcome in (*run.vectors(case), *run.stages(case))]
     return {outcome.case: outcome.verdict for outcome in outcomes[::-1] if outcome.verdict not in (RIGHT, NOT_ASKED)}
 
 
@@ -274,8 +285,8 @@ def record_of(chosen: Iterable[Mutant]) -> dict[str, Any]:
 def written(record: Mapping[str, Any]) -> str:
     """The record as JSON. Few sets of failing cases differ, so each is written once and named by its number."""
     sets = sorted({tuple(entry["fails"]) for entry in record.values()}, key=lambda cases: (len(cases), cases))
-    mutants_ = {id: entry | {"fails": sets.index(tuple(entry["fails"]))} for id, entry in record.items()}
-    lines = ",\n".join(f"  {json.dumps(id)}: {json.dumps(entry, ensure_ascii=False)}" for id, entry in mutants_.items())
+    numbered = {id: entry | {"fails": sets.index(tuple(entry["fails"]))} for id, entry in record.items()}
+    lines = ",\n".join(f"  {json.dumps(id)}: {json.dumps(entry, ensure_ascii=False)}" for id, entry in numbered.items())
     failing = ",\n".join(f"  {json.dumps(cases)}" for cases in sets)
     return f'{{\n "golden": "{golden_edition()}",\n "failing": [\n{failing}\n ],\n "mutants": {{\n{lines}\n }}\n}}\n'
 
@@ -304,6 +315,25 @@ def unargued(record: Mapping[str, Any]) -> list[str]:
     return sorted(id for id in survivors | argued.keys() if (id in survivors) != argued[id])
 
 
+def false_docstrings(record: Mapping[str, Any], source: Mapping[str, str]) -> list[str]:
+    """Functions whose docstring names no one case that fails for as many of their mutants as any case does."""
+    failing: dict[str, Counter[str]] = {}
+    for id, entry in record.items():
+        failing.setdefault(id.partition(":")[0], Counter()).update(entry["fails"])
+    wrong = []
+    for module, text in source.items():
+        folder = "quantised" if module == "quantize" else "twin"
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef):
+                function = f"{module}.{node.name}"
+                here = failing.get(function, Counter())
+                best = {(folder, case) for case in here if here[case] == max(here.values())}
+                named = WITNESS.findall(ast.get_docstring(node) or "")
+                if len(named) != (function in failing) or not set(named) <= best:
+                    wrong.append(function)
+    return wrong
+
+
 def score(record: Mapping[str, Any], running: bool = False) -> tuple[int, int]:
     """Mutants killed, of all that are not equivalent; running: of those that do more than raise."""
     counted = [entry for id, entry in record.items() if id not in EQUIVALENT and not (running and entry["raises"])]
@@ -316,14 +346,16 @@ HEAD = """# The witness
 Which golden cases fail when a line of the reference is changed. This page, and witness.json beside it, are written by
 `python tests/conformance/witness.py --out spec`: it makes {all} mutants of the forward, each the reference with one
 small change, and lets [golden](../golden/README.md) judge them. Mutants of `quantize.py` are judged bit for bit by
-golden/quantised; all others by golden/twin as any port is ([protocol.md](protocol.md)), in float64 from the golden
-tokens, final vectors and every stored stage within float32's bounds.
+golden/quantised; all others by golden/twin as any port is ([protocol.md](protocol.md)), from the golden tokens in
+float64, and case {float32} in float32 too: final vectors and every stored stage within float32's bounds and
+of the parameters' float type.
 
 Killed: **{killed} of {counted}, {share:.1%}**; {equivalent} more are equivalent. {raising} of the killed raise an error
 for every text, or give vectors of another shape; of the other {running}, {run_killed} are killed, {run_share:.1%}.
 
 A line's witnesses are the cases that fail when it is mutated: first those that fail for most of its mutants; of these,
-first those that fail for the fewest other lines. The first is the one for a docstring's `Witness:`.
+first those that fail for the fewest other lines. The case of a docstring's `Witness:` fails for as many mutants of its
+function as any.
 """
 NO_TEXT = "Changes that no text, or no matrix, can show; and why."
 LACKS = "What golden/ lacks, and the wrong changes that it lets pass for want of it."
@@ -333,7 +365,8 @@ NOT_MUTATED = "Statements that only refuse an input, since golden/ holds nothing
 def page(record: Mapping[str, Any]) -> str:
     (killed, counted), (run_killed, running) = score(record), score(record, running=True)
     head = HEAD.format(
-        all=len(record), killed=killed, counted=counted, share=killed / counted, equivalent=len(EQUIVALENT),
+        float32=FLOAT32_CASE, all=len(record), killed=killed, counted=counted, share=killed / counted,
+        equivalent=len(EQUIVALENT),
         raising=counted - running, running=running, run_killed=run_killed, run_share=run_killed / running,
     )  # fmt: skip
     lines = by_line(record)
