@@ -199,7 +199,12 @@ def worth_running(defect: Defect, case: Input, tokens: int, reach: int) -> bool:
     """Long texts only for the families that need them: the rest shows on short ones."""
     if tokens <= SHORT or defect.family == "E6":
         return True
-    longest = {"B": 5 * reach, "C": 5 * reach * (len(case.texts) > 1), "F": 3 * reach * (defect.family == "F1")}
+    longest = {
+        "A": 5 * reach,
+        "B": 5 * reach,
+        "C": 5 * reach * (len(case.texts) > 1),
+        "F": 3 * reach * (defect.family == "F1"),
+    }
     return tokens <= longest.get(defect.family[0], 0)
 
 

@@ -16,7 +16,7 @@ EXPLAINED = 2.0
 NEARER = 0.5  # of the distance to the truth: what explains an answer lies far nearer to it than the truth does
 GROWN = 0.25  # the same, more strictly, where a mistake makes rounding errors grow beyond EXPLAINED
 STORED = 1e-2  # distances are stored to three digits
-CONSISTENT = 0.8  # of all cases must lie as far from the truth as the mistake puts them; a chance rival fits on few
+CONSISTENT = 0.9  # of all cases must lie as far from the truth as the mistake puts them; a chance rival fits on few
 Array = NDArray[Any]
 
 

@@ -12,21 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confusion import LEVELS, NAMED_FIRST, PAIRS
 from mutants import MutantPort, opened, twin, twin_model
 
 from refembed.conformance.defects import CONTROLS, DEFECTS
 from refembed.conformance.mutation import Mutation
 from refembed.conformance.report import as_text
-from refembed.conformance.suite import golden_folder, open_suite
+from refembed.conformance.suite import SEEN, golden_folder, open_suite
 from refembed.conformance.verify import Report, verify
 from refembed.reference.layer import layer
 from refembed.reference.operations import linear, rms_norm
 from refembed.reference.positions import rotate
 
-SEPARATED = 3  # bounds from the truth, from which on a defect must be named
 BY_ID = {defect.id: defect for defect in DEFECTS}
-NAMED_FIRST = 0.95
-JUDGED = ("vectors", "prompts", "laws")
 
 
 def only_with_prompts(id: str) -> bool:
@@ -36,7 +34,7 @@ def only_with_prompts(id: str) -> bool:
 
 @cache
 def report_of(id: str) -> Report:
-    return verify(twin(), MutantPort(BY_ID[id].mutation, prompts_only=only_with_prompts(id)), levels=JUDGED)
+    return verify(twin(), MutantPort(BY_ID[id].mutation, prompts_only=only_with_prompts(id)), levels=LEVELS)
 
 
 def named(report: Report) -> list[str]:
@@ -48,7 +46,7 @@ def named(report: Report) -> list[str]:
 def test_defect_is_among_the_first_three(id: str):
     """Wrong if a port with this known mistake conforms, or its mistake is not among the first three that are named."""
     separation = twin().separation(id, "float32")
-    assert separation >= SEPARATED, f"the twin cannot see it: {separation} bounds"
+    assert separation >= SEEN, f"the twin cannot see it: {separation} bounds"
     report = report_of(id)
     assert not report.conforms
     assert id in named(report)[:3]
@@ -59,7 +57,7 @@ def test_defects_are_named_first():
     table = [(id, named(report_of(id)), twin().separation(id, "float32")) for id in BY_ID]
     for id, names, separation in table:
         print(f"{id:<32} {separation:>9.3g} bounds  {'first' if names[:1] == [id] else names[:3]}")
-    right = [names[:1] == [id] for id, names, separation in table if separation >= SEPARATED]
+    right = [names[:1] == [id] for id, names, separation in table if separation >= SEEN]
     print(f"{sum(right)} of {len(right)} named first")
     assert len(right) >= 40
     assert np.mean(right) >= NAMED_FIRST
@@ -68,7 +66,7 @@ def test_defects_are_named_first():
 @pytest.mark.parametrize("id", CONTROLS)
 def test_control_conforms(id: str):
     """Wrong if a port is accused of a change that alters nothing, or needs more than half of what it is allowed."""
-    report = verify(twin(), MutantPort(CONTROLS[id]), levels=JUDGED)
+    report = verify(twin(), MutantPort(CONTROLS[id]), levels=LEVELS)
     assert report.conforms
     assert not report.explanations
     assert report.used()[0] <= 0.5
@@ -124,7 +122,7 @@ def test_rounding_grows_as_the_catalogue_says(id: str, weights: Path):
 def test_coarse_diagnosis_says_that_relatives_look_alike():
     """Wrong if a diagnosis at a coarse precision sounds as sure as one in float32."""
     port = MutantPort(BY_ID["causal"].mutation)
-    assert "near relative" in as_text(verify(twin(), port, "bfloat16", levels=JUDGED))
+    assert "near relative" in as_text(verify(twin(), port, "bfloat16", levels=LEVELS))
     assert "near relative" not in as_text(report_of("causal"))
 
 
@@ -254,22 +252,6 @@ def test_wrong_tokens_come_before_wrong_stages():
 
 
 # -------------------------------------------------------------------------------------------------------- two at a time
-PAIRS = [
-    ("causal", "dense-missing"),
-    ("window-ignored", "gelu-exact"),
-    ("bos-missing", "pool-last"),
-    ("lower-cased", "eos-missing"),
-    ("rotary-scaled", "pool-without-bos"),
-    ("norm-centred", "not-normalised"),
-    ("scores-not-scaled", "embedding-scale-missing"),
-    ("text-stripped", "cut-at-a-quarter"),
-    ("newlines-lost", "window-halved-1"),
-    ("pads-pooled", "gelu-is-silu"),
-    ("prompt-missing", "dense-tanh"),
-    ("truncated-not-normalised", "special-tokens-as-text"),
-]
-
-
 def both(first: Mutation, second: Mutation) -> Mutation:
     """One port with two mistakes, which sit in different places."""
     parts = {one.name: getattr(second, one.name) for one in fields(Mutation) if getattr(second, one.name)}
@@ -282,7 +264,7 @@ def both(first: Mutation, second: Mutation) -> Mutation:
 def test_two_mistakes_are_unknown_or_one_of_the_two(pair: tuple[str, str]):
     """Wrong if two mistakes at once are taken for a third, which would send people the wrong way."""
     port = MutantPort(both(*(BY_ID[id].mutation for id in pair)), prompts_only="prompt-missing" in pair)
-    report = verify(twin(), port, levels=JUDGED)
+    report = verify(twin(), port, levels=LEVELS)
     assert not report.conforms
     assert set(named(report)) <= set(pair)
 

@@ -8,6 +8,10 @@ transformers' own, the tokenizer that of tokenizers, the dense head torch. A mis
 module, the config, transformers' functions, the port's own steps) with the wrong values that they have while it lasts.
 One process can make them all: {"call": "start", "protocol": 1, "defect": "A+B"} leaves the last one and makes these.
 
+Where the released library stands between a mistake and its effect, it is left there: other special tokens are put by
+the tokenizer's template, so they count when it cuts (one BOS more is one token of text less at the context's end); and
+in bfloat16 transformers itself rounds the embedding scale, so embedding-scale-rounded changes nothing.
+
 The texts of one call are one padded batch. In order: the port, ways to be wrong, the tables, the protocol.
 """
 
@@ -325,7 +329,7 @@ def relabelled(change: Callable[[list[int], Any], list[int]]) -> Patch:
 
 
 def template(single: str) -> Patch:
-    """Other special tokens around the text, which is A."""
+    """Other special tokens around the text, which is A. The tokenizer counts them when it cuts to the context."""
 
     def processor(port: Port, right: Any) -> TemplateProcessing:
         special = [(name, port.tokenizer.token_to_id(name)) for name in ("<bos>", "<eos>")]
@@ -518,6 +522,7 @@ ARITHMETIC: dict[str, Patch] = {
     "query-key-norm-missing": without("layers.*.self_attn.q_norm", "layers.*.self_attn.k_norm"),
     "query-key-norm-late": late_norms,
     "embedding-scale-missing": embedding_scale(lambda width: 1.0),
+    # nothing in bfloat16, in which transformers rounds it itself
     "embedding-scale-rounded": embedding_scale(lambda width: torch.tensor(width**0.5).bfloat16().item()),
     "embedding-scale-twice": embedding_scale(lambda width: float(width)),
     "gelu-exact": put("layers.*.mlp.act_fn", nn.GELU()),
@@ -639,6 +644,20 @@ OTHERS: dict[str, tuple[str, Patch]] = {
     "accents-lost": ("accents are taken off the letters", rewritten(bare)),
     "prompt-behind": ("the prompt stands behind the text", prompt(lambda text, right, task: text + right)),
     "vectors-in-int8": ("vectors are rounded to 127ths", put("finish", in_127ths)),
+    # near relatives of the catalogue's
+    "rotary-scaled-by-4": (
+        "full layers' positions are divided by 4",
+        frequencies(full=lambda rotary: of_full(rotary) / 4),
+    ),
+    "dense-softsign": (
+        "softsign between the dense matrices",
+        dense(lambda up, down: nn.Sequential(up, nn.Softsign(), down)),
+    ),
+    "window-of-three-quarters": ("the window reaches three quarters as far", window(lambda reach: reach * 3 // 4 + 1)),
+    "causal-with-another-window": (
+        "causal, and sliding layers look back as far as is right, not twice as far",
+        together(put("config.use_bidirectional_attention", False), window(lambda reach: reach + 1)),
+    ),
 }
 KNOWN: dict[str, Patch] = DEFECTS | CONTROLS | {id: patch for id, (_, patch) in OTHERS.items()}
 

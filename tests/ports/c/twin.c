@@ -615,6 +615,7 @@ static const char *spoilt(const char *text, size_t *length) {
     if (has("leading-space-added")) *to++ = ' ';
     for (size_t i = 0; i < *length; i++, to++) {
         *to = has("newlines-lost") && text[i] == '\n' ? ' ' : text[i];
+        /* ASCII only: the C locale knows no other letters */
         if (has("lower-cased") && *to >= 'A' && *to <= 'Z') *to += 'a' - 'A';
     }
     *length = (size_t)(to - changed);
