@@ -2,7 +2,7 @@
 
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refembed.checkpoint import TABLE, Checkpoint
 from refembed.numpy_backend import usual_threads
-from refembed.reference import FULL, POOLERS, SLIDING, Config, l2_normalize
+from refembed.reference import POOLERS, SLIDING, Config, l2_normalize
 from refembed.reference.positions import rotary_angles
 from refembed.stored import StoredRows, StoredTensor
 
@@ -42,6 +42,7 @@ NORMS = (
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
 )
+DENSE_MATRICES = ("2_Dense.linear", "3_Dense.linear")
 Floats = NDArray[np.float32]
 
 
@@ -65,9 +66,7 @@ class NumbaEncoder:
         self.table = StoredRows(checkpoint.tensors[TABLE], np.float32)
         panel = panel or (WIDE if "avx512f" in FEATURES else NARROW)
         self.model = pack_model(checkpoint, precision == "int8", panel, vnni and VNNI)
-        self.dense = [
-            pack_kind(checkpoint, 1, ["{0}_Dense.linear".format(number)], panel, False) for number in (2, 3)
-        ]
+        self.dense = [pack_kind(checkpoint, 1, [name], panel, False) for name in DENSE_MATRICES]
         self.encode([np.array([self.config.bos])])  # compiles, or fails, now
 
     def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -86,6 +85,7 @@ class NumbaEncoder:
 
     def pack_batch(self, texts: list[NDArray[Any]]) -> Batch:
         embedded = self.table[np.concatenate(texts)] * np.float32(math.sqrt(self.config.width))
+        let_go(self.table.tensor)  # the system maps 64 KB around each row of 3, which would add up to the whole table
         return make_batch([len(ids) for ids in texts], embedded, self.model, self.threads)
 
     def steps(self, batch: Batch, first: int, last: int) -> None:
@@ -139,10 +139,7 @@ class NumbaEncoder:
         if layer == 0:
             self.steps(batch, 0, 0)
         keep("attention.norm", batch.normed, width, 0, width)
-        run_from = PROJECT
-        if layer == 0:
-            run_from = PROJECT
-        run(run_from, PROJECT)
+        run(PROJECT, PROJECT)
         keep("attention.query", batch.qkv, model.qkv.columns, 0, queries, head)
         keep("attention.key", batch.qkv, model.qkv.columns, queries, key, head)
         keep("attention.value", batch.qkv, model.qkv.columns, queries + key, key, head)
@@ -178,10 +175,10 @@ def pack_model(checkpoint: Checkpoint, int8: bool, panel: int, vnni: bool) -> Mo
         ["mlp.gate_proj", "mlp.up_proj"],
         ["mlp.down_proj"],
     ]
-    matrices = [
+    qkv, output, expand, contract = (
         pack_kind(checkpoint, layers, [f"layers.{{0}}.{name}" for name in names], WIDE if int8 else panel, int8)
         for names in products
-    ]
+    )
 
     def vectors(*names: str) -> Floats:
         """Norm weights with their one added."""
@@ -192,14 +189,16 @@ def pack_model(checkpoint: Checkpoint, int8: bool, panel: int, vnni: bool) -> Mo
     return Model(
         layers, config.width, config.mlp, config.heads, config.key_heads, config.head, config.reach, config.context,
         panel, np.float32(config.epsilon), np.float32(config.query_scalar**-0.5), vnni,
-        *matrices, vectors(*norms, "norm"), vectors(*head_norms), turns(config),
+        qkv, output, expand, contract, vectors(*norms, "norm"), vectors(*head_norms), turns(config),
         np.array([kind == SLIDING for kind in config.layer_kinds]),
     )  # fmt: skip
 
 
 def turns(config: Config) -> Floats:
     """Cosines and sines side by side, (2, context, head) flat: sliding layers, full layers."""
-    angles = [rotary_angles(config.context, config.head, base, np.float32) for base in (config.sliding_base, config.full_base)]
+    angles = [
+        rotary_angles(config.context, config.head, base, np.float32) for base in (config.sliding_base, config.full_base)
+    ]
     return np.stack([np.concatenate(pair, axis=1) for pair in angles]).ravel()
 
 

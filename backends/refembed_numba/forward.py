@@ -1,20 +1,20 @@
 """The forward pass of one packed batch, run by all threads together.
 
-Every thread runs `forward` from beginning to end. The work is cut into steps, a step into tasks which the threads take in
-turn, and nobody begins a step before all have done with the last. So a whole pass costs one hand-over to the threads,
-and no number depends on which of them made it.
+Every thread runs `forward` from beginning to end. The work is cut into steps, a step into tasks which the threads take
+in turn, and nobody begins a step before all have done with the last. So a whole pass costs one hand-over to the
+threads, and no number depends on which of them made it.
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import compiled
 from .instructions import add_to, give_way, look_at
-from .kernels import QUERIES, add_norm_row, attend, compiled, gelu_row, norm_row, quantise_row, rotate_head, store_key
-from .matmul import BLOCK, ROWS, Matrix, multiply
+from .kernels import add_norm_row, attend, gelu_row, norm_row, quantise_row, rotate_head, store_key
+from .matmul import BLOCK, Matrix, multiply
 
 ROWS_A_TASK = 96  # of a product: with one panel they fit a core's own cache
 ROWS_A_STEP = 16  # of work along rows
@@ -45,8 +45,8 @@ class Model(NamedTuple):
     reach: int
     context: int
     panel: int
-    epsilon: float
-    scale: float
+    epsilon: np.float32
+    scale: np.float32
     vnni: bool
     qkv: Matrix
     output: Matrix

@@ -3,6 +3,8 @@
 Sums run in an order fixed here (one chain for each number of a product, sixteen lanes for a sum along a row), so that
 their bits depend on nothing but the numbers: not on the row's place, its neighbours, or the width of the registers.
 """
+# mypy: disable-error-code="untyped-decorator"
+# Numba's decorators have no types that hold for every version
 
 import os
 from typing import Any

@@ -1,21 +1,19 @@
 """The work between the matrix products, each part reading its rows once. All arrays are flat or have one row a token.
 
-Nothing here is fast-math. Indices that are cast to `uintp` are known not to be negative: Numba then leaves its check for
+Nothing here is fast-math. Indices cast to `uintp` are known not to be negative: Numba then leaves its check for
 negative ones out, which lets LLVM use vectors. `lanes` is a scratch of 16 numbers for sums along a row.
 """
 # mypy: disable-error-code="no-untyped-def"
 # the types of a compiled function's arguments are its caller's: docstrings say them
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 
+from .compiled import compiled
 from .instructions import LANES, float_of_bits, largest_lanes, magnitude_lanes, square_lanes, sum_lanes
 from .matmul import BLOCK, ROWS, tile
 
-compiled: Any = numba.njit(nogil=True, error_model="numpy", cache=True)
 f32, whole = np.float32, np.uintp
 
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4)

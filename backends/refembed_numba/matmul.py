@@ -4,20 +4,19 @@ Every number of a product is summed in one order, whatever rows stand beside its
 batch. BLAS does not promise that: OpenBLAS changes bits with the number of rows.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import binding
 from numba.core import config as numba_config
 from numpy.typing import NDArray
 
+from .compiled import compiled
 from .instructions import byte_tile, float_tile
 
 ROWS = 6  # of a tile; with 64 columns its 24 sums of 16 lanes, 4 columns and one row fill AVX-512's 32 registers
 WIDE, NARROW = 64, 16  # columns of a panel: with AVX-512, and where registers hold 8 or 4 numbers
 BLOCK = 128  # neighbours that share a scale in int8, of a row of activations and of a column of weights
-
 
 
 def cpu_features() -> set[str]:
@@ -101,7 +100,7 @@ def pack(matrix: Matrix, layer: int, weight: NDArray[np.float32]) -> None:
     matrix.levels.reshape(-1, panels, depth // 4, matrix.panel)[layer] = words.swapaxes(1, 2)
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def tile(a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth, panel):  # type: ignore[no-untyped-def]
     """float_tile of either width."""
     if panel == WIDE:
@@ -110,7 +109,7 @@ def tile(a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth, pane
         narrow_tile(a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth)
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def multiply(a, words, word_scales, matrix, layer, first, last, panel_index, vnni, c):  # type: ignore[no-untyped-def]
     """Rows `first` to `last`, and one panel's columns, of the product of the rows with a layer's matrix.
 
