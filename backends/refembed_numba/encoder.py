@@ -67,6 +67,8 @@ class NumbaEncoder:
         panel = panel or (WIDE if "avx512f" in FEATURES else NARROW)
         self.model = pack_model(checkpoint, precision == "int8", panel, vnni and VNNI)
         self.dense = [pack_kind(checkpoint, 1, [name], panel, False) for name in DENSE_MATRICES]
+        for tensor in checkpoint.tensors.values():  # around what was read the system mapped more
+            let_go(tensor)
         self.encode([np.array([self.config.bos])])  # compiles, or fails, now
 
     def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -223,17 +225,15 @@ def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int,
 
 
 def let_go(tensor: StoredTensor) -> None:
-    """Tell the system that these mapped pages are not needed again, so that they do not count as this process's."""
+    """Tell the system that these mapped pages are not needed now; whoever reads them has them mapped again."""
     base: Any = tensor.stored
     while isinstance(base, np.ndarray):
         base = base.base
     if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
     offset = tensor.stored.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    start = round_up(offset, mmap.PAGESIZE)
-    length = (offset + tensor.stored.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
-    if length > 0:
-        base.madvise(mmap.MADV_DONTNEED, start, length)
+    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    base.madvise(mmap.MADV_DONTNEED, start, offset + tensor.stored.nbytes - start)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches

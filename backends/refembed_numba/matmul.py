@@ -16,7 +16,7 @@ from .instructions import byte_tile, float_tile
 
 ROWS = 6  # of a tile; with 64 columns its 24 sums of 16 lanes, 4 columns and one row fill AVX-512's 32 registers
 WIDE, NARROW = 64, 16  # columns of a panel: with AVX-512, and where registers hold 8 or 4 numbers
-BLOCK = 128  # neighbours that share a scale in int8, of a row of activations and of a column of weights
+BLOCK = 64  # neighbours that share a scale in int8, of a row of activations and of a column of weights
 
 
 def cpu_features() -> set[str]:

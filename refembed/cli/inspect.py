@@ -1,7 +1,7 @@
 """what happens to a text, stage by stage
 
-Prints the tokens and their ids, then the shape and the norm of every named intermediate tensor. The NumPy backend, which
-has all of them, is taken unless another is named.
+Prints the tokens and their ids, then the shape and the norm of every named intermediate tensor. The NumPy backend,
+which has all of them, is taken unless another is named.
 
   refembed inspect "Mars is red." --task query
 """
