@@ -205,10 +205,13 @@ def turns(config: Config) -> Floats:
 
 
 def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int, int8: bool) -> Matrix:
-    """One kind of product of every layer; the matrices of `names` share their input and stand side by side."""
+    """One kind of product of every layer; the matrices of `names` share their input and stand side by side.
+
+    Queries, keys and values stand close, so that every head is `head` columns from the last; of two matrices, gate and
+    up, each has half of the panels.
+    """
     tensors = [[checkpoint.tensors[f"{name.format(layer)}.weight"] for name in names] for layer in range(layers)]
     shapes = [tensor.stored.shape for tensor in tensors[0]]
-    # gate and up start at a panel each, queries, keys and values stand close: heads are counted from the first column
     starts = [sum(shape[0] for shape in shapes[:at]) for at in range(len(shapes))]
     size = starts[-1] + shapes[-1][0]
     if len(names) == 2:
