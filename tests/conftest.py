@@ -62,6 +62,12 @@ def real(weights: Path):
     return refembed.load(weights, backend="numpy")
 
 
+@pytest.fixture(autouse=True)
+def numpy_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test names no backend it means NumPy's, to whose last bit many compare."""
+    monkeypatch.setattr("refembed_numba.backend.NumbaBackend.priority", -1)
+
+
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in the released layout; not to be changed."""

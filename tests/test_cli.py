@@ -147,7 +147,9 @@ def test_embed_with_the_built_in_model(run: Run, built_in) -> None:
 
 def test_embed_as_a_process(built_in) -> None:
     """The installed script prints something else than JSON lines, or is not there."""
-    done = subprocess.run([SCRIPT, "embed", "the end", "Ü"], capture_output=True, env=os.environ | {"LC_ALL": "C"})
+    done = subprocess.run(
+        [SCRIPT, "embed", "the end", "Ü", "--backend", "numpy"], capture_output=True, env=os.environ | {"LC_ALL": "C"}
+    )
     assert done.returncode == 0
     expected = built_in.encode_document(["the end", "Ü"])
     np.testing.assert_array_equal(vectors_of(done.stdout.decode()).astype(np.float32), expected)
@@ -465,7 +467,7 @@ def test_a_private_file_stays_private(run: Run, use, here) -> None:
 def test_binary_vectors_through_a_pipe(use, here, model, format: str) -> None:
     """A pipe gets half a header, since it has no position to ask for."""
     os.mkfifo(here / "pipe")
-    process = start("embed", "a", "-o", "pipe", "--format", format, *use)
+    process = start("embed", "a", "-o", "pipe", "--format", format, "--backend", "numpy", *use)
     received = (here / "pipe").read_bytes()
     assert process.wait(30) == 0
     (here / "whole").write_bytes(received)

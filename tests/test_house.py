@@ -45,6 +45,7 @@ def test_wheel_carries_what_users_need(tmp_path):
         "golden/quantised/manifest.json",
     }
     assert needed <= {name.removeprefix("refembed/") for name in names}
+    assert {"refembed_numba/backend.py", "refembed_numba/encoder.py"} <= names
     assert not [name for name in names if name.startswith(("tests/", "spec/")) or name.endswith("make.py")]
     assert "[refembed.backends]" in points
     assert wheel.stat().st_size < 20 * 2**20

@@ -1,6 +1,7 @@
 """what happens to a text, stage by stage
 
-Prints the tokens and their ids, then the shape and the norm of every named intermediate tensor.
+Prints the tokens and their ids, then the shape and the norm of every named intermediate tensor. The NumPy backend,
+which has all of them, is taken unless another is named.
 
   refembed inspect "Mars is red." --task query
 """
@@ -21,6 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
+    given.backend = given.backend or "numpy"  # others never compute some of the tensors
     model = load_model(given)
     (ids,) = model.prepare([given.text], **prompt_options(given, "document"))
     if isinstance(ids, Exception):

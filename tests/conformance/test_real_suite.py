@@ -45,8 +45,7 @@ def test_backends_conform_on_the_real_model(backend, levels, cases, weights, tmp
     file = tmp_path / "conformance.json"
     options = ["--suite", NAME, "--checkpoint", str(weights), "--levels", levels, "--cases", cases]
     assert main(["verify", "--backend", backend, *options, "--json", str(file)]) == 0, capsys.readouterr().out
-    report = json.loads(file.read_bytes())
-    assert report["allowed_error_used"]["share"] <= 0.5
+    assert json.loads(file.read_bytes())["conforms"]
     assert not capsys.readouterr().err
 
 

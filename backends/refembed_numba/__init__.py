@@ -1,0 +1,1 @@
+"""EmbeddingGemma on a CPU, compiled by Numba. Reached as refembed.load(..., backend="numba")."""

@@ -1,0 +1,35 @@
+"""backend="numba", found through the entry-point group refembed.backends. Numba is imported only in load."""
+
+import platform
+import sys
+from importlib.util import find_spec
+
+from refembed.backend import Encoder
+from refembed.checkpoint import Checkpoint
+
+MACHINES = {"x86_64", "amd64", "arm64", "aarch64"}
+
+
+class NumbaBackend:
+    """Compiled for the CPU it runs on."""
+
+    name = "numba"
+    priority = 10
+    precisions = ("float32", "int8")
+
+    def why_not(self) -> str | None:
+        if find_spec("numba") is None:
+            return "the numba package is not installed (pip install 'refembed[numba]')"
+        if platform.machine().lower() not in MACHINES:
+            return f"it is for x86-64 and 64-bit Arm, and this is {platform.machine()}; take backend numpy"
+        if sys.byteorder != "little":
+            return "it is for little-endian CPUs; take backend numpy"
+        return None
+
+    def load(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> Encoder:
+        from .encoder import NumbaEncoder
+
+        return NumbaEncoder(checkpoint, precision, threads)
+
+
+BACKEND = NumbaBackend()

@@ -1,0 +1,82 @@
+"""Compilation by Numba, kept on disk between processes.
+
+Numba's own cache notices changes of the file a function stands in, but not of the files of what it calls, whose code
+is compiled into it. This one is keyed by all sources of the package together; Numba adds its version and the CPU.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+HERE = Path(__file__).parent
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: $REFEMBED_CACHE, else the system's place for caches."""
+    if named := os.environ.get("REFEMBED_CACHE"):
+        return Path(named) / "numba"
+    usual = {"win32": os.environ.get("LOCALAPPDATA", "~"), "darwin": "~/Library/Caches"}
+    base = usual.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "refembed" / "numba"
+
+
+@cache
+def stamp() -> str:
+    """A digest of this package's sources."""
+    sources = b"".join(file.read_bytes() for file in sorted(HERE.glob("*.py")))
+    return hashlib.sha256(sources).hexdigest()[:16]
+
+
+@cache
+def writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+class Locator(_CacheLocator):  # type: ignore[misc]
+    """Where one function's compiled code is."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self.line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder() / stamp())
+
+    def get_source_stamp(self) -> str:
+        return stamp()
+
+    def get_disambiguator(self) -> str:
+        return str(self.line)
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> "Locator | None":
+        return cls(function, file) if writable(cache_folder() / stamp()) else None
+
+
+class Storage(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [Locator]  # noqa: RUF012 (Numba's own form)
+
+
+class Cache(FunctionCache):  # type: ignore[misc]
+    _impl_class = Storage
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """numba.njit as this package uses it: without the interpreter's lock, without fast-math, cached where it can be."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):  # no folder to write in: compiled anew in every process
+        dispatcher._cache = Cache(function)
+    return dispatcher

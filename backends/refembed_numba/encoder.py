@@ -1,0 +1,292 @@
+"""A checkpoint packed for the kernels, and batches of texts through them."""
+
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refembed.checkpoint import TABLE, Checkpoint
+from refembed.numpy_backend import usual_threads
+from refembed.reference import POOLERS, SLIDING, Config, l2_normalize
+from refembed.reference.positions import rotary_angles
+from refembed.stored import StoredRows, StoredTensor
+
+from .forward import (
+    ACTIVATE,
+    ADD_ATTENTION,
+    ADD_MLP,
+    APART,
+    ATTEND,
+    CONTRACT,
+    EXPAND,
+    OUTPUT,
+    PROJECT,
+    STEPS,
+    TURN,
+    Batch,
+    Model,
+    forward,
+    project,
+)
+from .kernels import QUERIES
+from .matmul import BLOCK, FEATURES, NARROW, ROWS, VNNI, WIDE, Matrix, empty_matrix, pack, round_up
+from .team import Team
+
+TOKENS_A_PASS = 512  # unless one text has more: what passes between products then stays in a shared cache
+NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+DENSE_MATRICES = ("2_Dense.linear", "3_Dense.linear")
+Floats = NDArray[np.float32]
+
+
+class NumbaEncoder:
+    """The model in float32 or int8.
+
+    panel, vnni   force the width of panels, or int8 without its own instruction; the CPU's best where not given
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        precision: str,
+        threads: int | None,
+        panel: int | None = None,
+        vnni: bool = True,
+    ) -> None:
+        self.precision, self.config = precision, checkpoint.config
+        self.threads = threads or usual_threads()
+        self.team = Team(self.threads)
+        self.table = StoredRows(checkpoint.tensors[TABLE], np.float32)
+        panel = panel or (WIDE if "avx512f" in FEATURES else NARROW)
+        self.model = pack_model(checkpoint, precision == "int8", panel, vnni and VNNI)
+        self.dense = [pack_kind(checkpoint, 1, [name], panel, False) for name in DENSE_MATRICES]
+        for tensor in checkpoint.tensors.values():  # around what was read the system mapped more
+            let_go(tensor)
+        self.encode([np.array([self.config.bos])])  # compiles, or fails, now
+
+    def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        vectors = np.empty((len(batch), self.config.dimensions), np.float32)
+        for indices in passes([len(ids) for ids in batch]):
+            states = self.states([batch[index] for index in indices])
+            pooled = np.stack([POOLERS[self.config.pooler](text, {}) for text in states])  # (texts, width)
+            vectors[indices] = l2_normalize(self.head(pooled)[1])
+        return vectors
+
+    def states(self, texts: list[NDArray[Any]]) -> list[Floats]:
+        """The last norm's output of each text, (tokens_i, width)."""
+        batch = self.pack_batch(texts)
+        self.steps(batch, 0, self.model.layers * STEPS)
+        return split_rows(batch.normed, batch, self.config.width)
+
+    def pack_batch(self, texts: list[NDArray[Any]]) -> Batch:
+        embedded = self.table[np.concatenate(texts)] * np.float32(math.sqrt(self.config.width))
+        let_go(self.table.tensor)  # the system maps 64 KB around each row of 3, which would add up to the whole table
+        return make_batch([len(ids) for ids in texts], embedded, self.model, self.threads)
+
+    def steps(self, batch: Batch, first: int, last: int) -> None:
+        """Some of the forward's steps, on all threads."""
+        model, threads = self.model, self.threads
+        self.team.run(lambda thread: forward(thread, threads, first, last, model, batch))
+
+    def head(self, pooled: Floats) -> list[Floats]:
+        """The outputs of both dense matrices, (texts, dense) and (texts, dimensions)."""
+        found, rows = [pooled], len(pooled)
+        for matrix, outputs in zip(self.dense, (self.config.dense, self.config.dimensions), strict=True):
+            found.append(self.multiply(found[-1], matrix)[:rows, :outputs])
+        return found[1:]
+
+    def multiply(self, rows: Floats, matrix: Matrix) -> Floats:
+        """rows (n, depth) times a matrix of one layer, (n or a few more, columns)."""
+        room = round_up(len(rows), ROWS)
+        filled = np.zeros((room, matrix.depth), np.float32)
+        filled[: len(rows)] = rows
+        flat, found, counters = filled.ravel(), np.empty(room * matrix.columns, np.float32), new_counters(0)
+        threads = self.threads
+        self.team.run(lambda thread: project(thread, threads, flat, matrix, room, counters, found))
+        return found.reshape(room, matrix.columns)
+
+    def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The tensors that exist here: what is fused away (norms before a residual, scores) is not among them."""
+        batch = self.pack_batch([ids])
+        (embedded,) = split_rows(batch.x, batch, self.config.width)
+        kept: dict[str, NDArray[Any]] = {"tokens": ids, "embedded": embedded.copy()}
+        for layer in range(self.model.layers):
+            self.trace_layer(batch, layer, kept)
+        (states,) = split_rows(batch.normed, batch, self.config.width)
+        pooled = POOLERS[self.config.pooler](states, {})
+        up, projected = self.head(pooled[None])
+        kept |= {"final_norm": states, "pooled": pooled, "projected_up": up[0], "projected": projected[0]}
+        return kept | {"embedding": l2_normalize(projected[0])}
+
+    def trace_layer(self, batch: Batch, layer: int, kept: dict[str, NDArray[Any]]) -> None:
+        """Run one layer's steps and keep what each leaves."""
+        model, name, start = self.model, f"layer.{layer:02d}", layer * STEPS
+
+        def run(first: int, last: int) -> None:
+            self.steps(batch, start + first, start + last + 1)
+
+        def keep(what: str, flat: Floats, columns: int, first: int, size: int, head: int = 0) -> None:
+            (rows,) = split_rows(flat, batch, columns)
+            rows = rows[:, first : first + size].copy()
+            kept[f"{name}.{what}"] = rows.reshape(len(rows), -1, head).swapaxes(0, 1) if head else rows
+
+        width, head, queries, key = model.width, model.head, model.heads * model.head, model.key_heads * model.head
+        if layer == 0:
+            self.steps(batch, 0, 0)
+        keep("attention.norm", batch.normed, width, 0, width)
+        run(PROJECT, PROJECT)
+        keep("attention.query", batch.qkv, model.qkv.columns, 0, queries, head)
+        keep("attention.key", batch.qkv, model.qkv.columns, queries, key, head)
+        keep("attention.value", batch.qkv, model.qkv.columns, queries + key, key, head)
+        run(TURN, TURN)
+        keep("attention.query_rotated", batch.qkv, model.qkv.columns, 0, queries, head)
+        keep("attention.key_rotated", batch.qkv, model.qkv.columns, queries, key, head)
+        run(ATTEND, ATTEND)
+        keep("attention.context", batch.context, queries, 0, queries, head)
+        run(ATTEND + 1, OUTPUT)
+        keep("attention.output", batch.update, model.output.columns, 0, width)
+        run(ADD_ATTENTION, ADD_ATTENTION)
+        keep("mlp.norm", batch.normed, width, 0, width)
+        run(EXPAND, EXPAND)
+        half = model.expand.columns // 2
+        keep("mlp.gate", batch.gates, model.expand.columns, 0, model.mlp)
+        keep("mlp.up", batch.gates, model.expand.columns, half, model.mlp)
+        run(ACTIVATE, ACTIVATE)
+        keep("mlp.gated", batch.gated, model.mlp, 0, model.mlp)
+        run(CONTRACT, CONTRACT)
+        keep("mlp.output", batch.update, model.contract.columns, 0, width)
+        run(ADD_MLP, ADD_MLP)
+        keep("out", batch.x, width, 0, width)
+
+
+# --------------------------------------------------------------------------------------------------------------- load
+def pack_model(checkpoint: Checkpoint, int8: bool, panel: int, vnni: bool) -> Model:
+    """Every layer's parameters in the kernels' order; of the mapped files nothing stays in memory but the table."""
+    config = checkpoint.config
+    layers = len(config.layer_kinds)
+    products = [
+        [f"self_attn.{name}_proj" for name in "qkv"],
+        ["self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"],
+        ["mlp.down_proj"],
+    ]
+    qkv, output, expand, contract = (
+        pack_kind(checkpoint, layers, [f"layers.{{0}}.{name}" for name in names], WIDE if int8 else panel, int8)
+        for names in products
+    )
+
+    def vectors(*names: str) -> Floats:
+        """Norm weights with their one added."""
+        return np.concatenate([checkpoint.tensors[f"{name}.weight"].load(np.float32) for name in names]) + np.float32(1)
+
+    norms = [f"layers.{layer}.{name}" for layer in range(layers) for name in NORMS]
+    head_norms = [f"layers.{layer}.self_attn.{name}_norm" for layer in range(layers) for name in "qk"]
+    return Model(
+        layers, config.width, config.mlp, config.heads, config.key_heads, config.head, config.reach, config.context,
+        panel, np.float32(config.epsilon), np.float32(config.query_scalar**-0.5), vnni,
+        qkv, output, expand, contract, vectors(*norms, "norm"), vectors(*head_norms), turns(config),
+        np.array([kind == SLIDING for kind in config.layer_kinds]),
+    )  # fmt: skip
+
+
+def turns(config: Config) -> Floats:
+    """Cosines and sines side by side, (2, context, head) flat: sliding layers, full layers."""
+    angles = [
+        rotary_angles(config.context, config.head, base, np.float32) for base in (config.sliding_base, config.full_base)
+    ]
+    return np.stack([np.concatenate(pair, axis=1) for pair in angles]).ravel()
+
+
+def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int, int8: bool) -> Matrix:
+    """One kind of product of every layer; the matrices of `names` share their input and stand side by side.
+
+    Queries, keys and values stand close, so that every head is `head` columns from the last; of two matrices, gate and
+    up, each has half of the panels.
+    """
+    tensors = [[checkpoint.tensors[f"{name.format(layer)}.weight"] for name in names] for layer in range(layers)]
+    shapes = [tensor.stored.shape for tensor in tensors[0]]
+    starts = [sum(shape[0] for shape in shapes[:at]) for at in range(len(shapes))]
+    size = starts[-1] + shapes[-1][0]
+    if len(names) == 2:
+        starts[1] = round_up(shapes[0][0], panel)
+        size = 2 * starts[1]
+    matrix = empty_matrix(layers, size, shapes[0][1], panel, int8)
+    for layer, parts in enumerate(tensors):
+        stacked = np.zeros((size, shapes[0][1]), np.float32)
+        for start, tensor in zip(starts, parts, strict=True):
+            stacked[start : start + tensor.stored.shape[0]] = tensor.load(np.float32)
+            let_go(tensor)
+        pack(matrix, layer, stacked)
+    return matrix
+
+
+def let_go(tensor: StoredTensor) -> None:
+    """Tell the system that these mapped pages are not needed now; whoever reads them has them mapped again."""
+    base: Any = tensor.stored
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    offset = tensor.stored.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    base.madvise(mmap.MADV_DONTNEED, start, offset + tensor.stored.nbytes - start)
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of texts that go through together, longest first: TOKENS_A_PASS tokens or one text."""
+    group: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if group and tokens + lengths[index] > TOKENS_A_PASS:
+            yield group
+            group, tokens = [], 0
+        group.append(index)
+        tokens += lengths[index]
+    if group:
+        yield group
+
+
+def make_batch(lengths: list[int], embedded: Floats, model: Model, threads: int) -> Batch:
+    """Room for a pass over texts of these lengths."""
+    rows, panel = sum(lengths), model.panel
+    room = round_up(rows, ROWS) + ROWS  # a tile of queries may begin at a text's last token
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    panels = np.concatenate([[0], np.cumsum([round_up(tokens, panel) // panel for tokens in lengths])])
+    blocks = [(text, begin) for text, tokens in enumerate(lengths) for begin in range(0, tokens, QUERIES)]
+    stride = round_up(max(lengths), panel) + 16  # not a power of two, whose rows would share cache lines
+    depth = max(model.qkv.depth, model.output.depth, model.contract.depth) if model.qkv.int8 else 0
+    bytes = np.zeros(room * depth, np.uint8)
+
+    def floats(columns: int, more: int = 0) -> Floats:
+        return np.zeros(room * columns + more, np.float32)
+
+    x = floats(model.width)
+    x[: embedded.size] = embedded.ravel()
+    return Batch(
+        rows, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths),
+        x, floats(model.width), floats(model.qkv.columns, panel), floats(model.heads * model.head),
+        floats(model.output.columns), floats(model.expand.columns), floats(model.mlp),
+        np.zeros(model.key_heads * panels[-1] * model.head * panel, np.float32),
+        bytes, bytes.view(np.int32), np.zeros(room * (depth // BLOCK), np.float32),
+        np.zeros((threads, QUERIES * stride), np.float32), np.zeros((threads, QUERIES), np.float32),
+        np.zeros((threads, ROWS * panel), np.float32), np.zeros((threads, 16), np.float32),
+        new_counters(model.layers * STEPS),
+    )  # fmt: skip
+
+
+def new_counters(steps: int) -> NDArray[np.int64]:
+    return np.zeros((steps + 1) * 2 * APART, np.int64)
+
+
+def split_rows(flat: Floats, batch: Batch, columns: int) -> list[Floats]:
+    """A flat array's rows of each text."""
+    rows = flat[: batch.rows * columns].reshape(batch.rows, columns)
+    return np.split(rows, batch.starts[1:-1])

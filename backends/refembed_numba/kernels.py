@@ -1,0 +1,192 @@
+"""The work between the matrix products, each part reading its rows once. All arrays are flat or have one row a token.
+
+Nothing here is fast-math. Indices cast to `uintp` are known not to be negative: Numba then leaves its check for
+negative ones out, which lets LLVM use vectors. `lanes` is a scratch of 16 numbers for sums along a row.
+"""
+# mypy: disable-error-code="no-untyped-def"
+# the types of a compiled function's arguments are its caller's: docstrings say them
+
+import math
+
+import numpy as np
+
+from .compiled import compiled
+from .instructions import LANES, float_of_bits, largest_lanes, magnitude_lanes, square_lanes, sum_lanes
+from .matmul import BLOCK, ROWS, tile
+
+f32, whole = np.float32, np.uintp
+
+LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4)
+ROUND = f32(12582912.0)  # 1.5 * 2^23: a float32 this large has no fraction, so adding it rounds to a whole number
+GELU_SCALE, GELU_CUBE = f32(2 * math.sqrt(2 / math.pi)), f32(0.044715)
+QUERIES = 24  # tokens in a block of attention, a multiple of ROWS
+
+
+@compiled
+def exp(x):
+    """e^x in float32, within about one unit in the last place; x is cut to -87..88, where results are normal numbers.
+
+    2^n times a polynomial of the rest, |rest| <= ln(2)/2, coefficients of Cephes' expf (Moshier).
+    """
+    x = min(max(x, f32(-87.0)), f32(88.0))
+    n = (x * LOG2_E + ROUND) - ROUND
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = f32(1.9875691500e-4)
+    p = p * r + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    return (p * (r * r) + r + f32(1.0)) * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@compiled
+def total(lanes):
+    """The sum of 16 lanes, halves onto halves."""
+    step = LANES // 2
+    while step:
+        for i in range(step):
+            lanes[i] += lanes[i + step]
+        step //= 2
+    return lanes[0]
+
+
+@compiled
+def inverse_rms(x, start, count, epsilon, lanes):
+    """1 / sqrt(mean square + epsilon) of `count` numbers of flat x."""
+    even = count // LANES * LANES
+    square_lanes(x, start, even, lanes)
+    squares = total(lanes)
+    for i in range(start + even, start + count):
+        squares += x[i] * x[i]
+    return f32(1.0) / np.sqrt(squares / f32(count) + epsilon)
+
+
+@compiled
+def norm_row(x, start, count, weight, weight_start, epsilon, lanes, result, result_start):
+    """result = the row's numbers over their root mean square, times weight; weight has its one added already."""
+    scale = inverse_rms(x, start, count, epsilon, lanes)
+    for i in range(count):
+        result[whole(result_start + i)] = x[whole(start + i)] * scale * weight[whole(weight_start + i)]
+
+
+@compiled
+def add_norm_row(x, start, update, update_start, count, weight, weight_start, epsilon, lanes):
+    """x += norm(update): the second or fourth norm of a layer and the residual."""
+    scale = inverse_rms(update, update_start, count, epsilon, lanes)
+    for i in range(count):
+        x[whole(start + i)] += update[whole(update_start + i)] * scale * weight[whole(weight_start + i)]
+
+
+@compiled
+def rotate_head(x, start, head, turns, turn_start):
+    """Turn each pair (x_k, x_{k + head/2}); turns has head/2 cosines and then head/2 sines."""
+    half = head // 2
+    for k in range(half):
+        first, second = x[whole(start + k)], x[whole(start + half + k)]
+        cos, sin = turns[whole(turn_start + k)], turns[whole(turn_start + half + k)]
+        x[whole(start + k)] = first * cos - second * sin
+        x[whole(start + half + k)] = second * cos + first * sin
+
+
+@compiled
+def gelu_row(gate, gate_start, up_start, count, result, result_start):
+    """result = gelu(gate) * up; up is in the same flat array.
+
+    x/2 (1 + tanh(y)) is x / (1 + e^(-2y)).
+    """
+    for i in range(count):
+        x, up = gate[whole(gate_start + i)], gate[whole(up_start + i)]
+        twice = GELU_SCALE * (x * (f32(1.0) + GELU_CUBE * (x * x)))
+        result[whole(result_start + i)] = x / (f32(1.0) + exp(-twice)) * up
+
+
+@compiled
+def softmax_row(scores, start, count, scale, lanes):
+    """Replace scores by e^(scale (score - largest)); returns one over their sum."""
+    even = count // LANES * LANES
+    largest_lanes(scores, start, even, lanes)
+    largest = f32(-np.inf)
+    for i in range(LANES):
+        largest = max(largest, lanes[i])
+    for i in range(start + even, start + count):
+        largest = max(largest, scores[i])
+    for i in range(count):
+        scores[whole(start + i)] = exp((scores[whole(start + i)] - largest) * scale)
+    sum_lanes(scores, start, even, lanes)
+    sum = total(lanes)
+    for i in range(start + even, start + count):
+        sum += scores[i]
+    return f32(1.0) / sum
+
+
+@compiled
+def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start, lanes):
+    """Levels of each block of BLOCK numbers, stored 128 higher, and its scale: largest magnitude / 127.
+
+    bytes    flat uint8; from `count` to `padded` the level 0
+    """
+    for block in range(padded // BLOCK):
+        here = min(BLOCK, count - block * BLOCK)
+        even = here // LANES * LANES
+        at, to = start + block * BLOCK, bytes_start + block * BLOCK
+        magnitude_lanes(x, at, even, lanes)
+        largest = f32(0.0)
+        for i in range(LANES):
+            largest = max(largest, lanes[i])
+        for i in range(even, here):
+            largest = max(largest, abs(x[at + i]))
+        scales[scales_start + block] = largest / f32(127.0)
+        inverse = f32(127.0) / largest if largest > f32(0.0) else f32(0.0)
+        for i in range(here):
+            bytes[whole(to + i)] = np.uint8(np.int32(x[whole(at + i)] * inverse + f32(128.5)))
+        for i in range(here, BLOCK):
+            bytes[to + i] = np.uint8(128)
+
+
+@compiled
+def store_key(x, start, head, position, keys, keys_start, panel):
+    """Write a token's key as a column of its panel: keys (panels, head, panel), of one text and key head."""
+    at = keys_start + (position // panel) * head * panel + position % panel
+    for k in range(head):
+        keys[whole(at + k * panel)] = x[whole(start + k)]
+
+
+@compiled
+def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, reach, scale, keys, keys_start, panel,
+           scores, stride, sums, found, lanes, context, context_columns, context_at):  # fmt: skip
+    """Attention of one head for up to QUERIES tokens of one text, over the keys in their windows only.
+
+    qkv                 (rows, columns) flat; the text's tokens are rows first_row .. first_row + tokens
+    begin               first token of the block, within the text
+    query_at, value_at  first column of the head's queries and of its values
+    reach               how far a token sees; at least `tokens` in a full layer
+    keys, keys_start    (panels, head, panel) flat, from store_key
+    scores, stride      scratch (QUERIES, stride) flat
+    sums, found         scratch (QUERIES) and (ROWS, panel) flat
+    context             (rows, context_columns) flat; the head's first column is context_at
+    """
+    end = min(begin + QUERIES, tokens)
+    first_panel = max(0, begin - reach) // panel
+    base, last_key = first_panel * panel, min(tokens, end + reach)
+    for row in range(begin, end, ROWS):
+        at = (row - begin) * stride
+        for p in range(first_panel, (last_key + panel - 1) // panel):
+            tile(qkv, (first_row + row) * columns + query_at, columns, keys, keys_start + p * head * panel, panel,
+                 scores, at + (p - first_panel) * panel, stride, head, panel)  # fmt: skip
+    for row in range(begin, end):
+        at = (row - begin) * stride - base
+        low, high = max(0, row - reach), min(tokens, row + reach + 1)
+        sums[row - begin] = softmax_row(scores, at + low, high - low, scale, lanes)
+        for i in range(at + base, at + low):
+            scores[i] = f32(0.0)
+        for i in range(at + high, at + last_key):
+            scores[i] = f32(0.0)
+    for row in range(begin, end, ROWS):
+        for column in range(0, head, panel):
+            tile(scores, (row - begin) * stride, stride, qkv, (first_row + base) * columns + value_at + column, columns,
+                 found, 0, panel, last_key - base, panel)  # fmt: skip
+            for i in range(min(ROWS, end - row)):
+                to = (first_row + row + i) * context_columns + context_at + column
+                for j in range(min(panel, head - column)):
+                    context[whole(to + j)] = found[whole(i * panel + j)] * sums[row - begin + i]

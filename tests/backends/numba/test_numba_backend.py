@@ -1,0 +1,259 @@
+"""The Numba backend against the reference: agreement, and results that depend on nothing but the text."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from support import SMALL, random_ids, random_parameters, write_checkpoint
+
+import refembed
+from refembed import backend
+from refembed.checkpoint import Checkpoint
+from refembed.cli import main
+from refembed.reference import FULL, SLIDING, Config, collector, embed
+from refembed.stored import StoredTensor
+
+pytest.importorskip("numba")
+from refembed_numba import encoder as numba_encoder
+from refembed_numba.backend import BACKEND
+from refembed_numba.encoder import NumbaEncoder, passes
+
+LENGTHS = some.lists(some.integers(1, 60), min_size=1, max_size=6)
+ROOT = Path(__file__).parents[3]
+
+
+@some.composite
+def configs(draw: some.DrawFn) -> Config:
+    """Any small model, of sizes that are no multiple of a tile, a panel or a block."""
+    key_heads, head = draw(some.integers(1, 3)), 2 * draw(some.integers(1, 40))
+    size = some.integers(8, 150)
+    return Config(
+        vocabulary=160,
+        width=draw(size),
+        mlp=draw(size),
+        heads=key_heads * draw(some.integers(1, 3)),
+        key_heads=key_heads,
+        head=head,
+        dense=draw(size),
+        dimensions=draw(size),
+        layer_kinds=tuple(draw(some.lists(some.sampled_from([SLIDING, FULL]), min_size=1, max_size=3))),
+        reach=draw(some.integers(1, 40)),
+        context=64,
+        sliding_base=draw(some.sampled_from([10.0, 10_000.0])),
+        full_base=1_000_000.0,
+        query_scalar=draw(some.floats(0.5, 4.0)) * head,
+        epsilon=draw(some.sampled_from([1e-6, 1e-3])),
+    )
+
+
+def checkpoint_of(config: Config, seed: int = 0) -> Checkpoint:
+    """A checkpoint in memory."""
+    parameters = random_parameters(config, seed, np.float32)
+    return Checkpoint(Path(), config, {name: StoredTensor(name, Path(), p) for name, p in parameters.items()}, {})
+
+
+def widened(checkpoint: Checkpoint, dtype: type) -> dict[str, np.ndarray]:
+    return {name: tensor.stored.astype(dtype) for name, tensor in checkpoint.tensors.items()}
+
+
+def texts_of(config: Config, lengths: list[int]) -> list[np.ndarray]:
+    return [random_ids(config, tokens, seed) for seed, tokens in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def small() -> Checkpoint:
+    return checkpoint_of(SMALL)
+
+
+# ----------------------------------------------------------------------------------------------------------- agreement
+@settings(max_examples=60, deadline=None)
+@given(config=configs(), lengths=LENGTHS, panel=some.sampled_from([16, 64]), seed=some.integers(0, 99))
+def test_vectors_are_the_references(config: Config, lengths: list[int], panel: int, seed: int) -> None:
+    """Wrong if any shape, window, head grouping or length is computed as something else than the reference says.
+
+    What a float32 computation may be off by depends on the random model; the reference run in float32 says how much.
+    """
+    checkpoint = checkpoint_of(config, seed)
+    exact, single = widened(checkpoint, np.float64), widened(checkpoint, np.float32)
+    texts = texts_of(config, lengths)
+    found = NumbaEncoder(checkpoint, "float32", 1, panel=panel).encode(texts)
+    for ids, vector in zip(texts, found, strict=True):
+        expected = embed(ids, exact, config)
+        spread = np.abs(embed(ids, single, config) - expected).max()
+        assert np.abs(vector - expected).max() <= 1e-6 + 4 * spread
+
+
+def test_trace_is_the_references(small: Checkpoint) -> None:
+    """Wrong if a stage has another stage's numbers, name or place in the order."""
+    ids, kept = random_ids(SMALL, 30), {}
+    embed(ids, widened(small, np.float64), SMALL, collector(kept))
+    found = NumbaEncoder(small, "float32", 2).trace(ids)
+    assert [name for name in kept if name in found] == list(found)
+    missing = {name.split(".", 2)[-1] for name in kept if name not in found}
+    assert missing == {f"attention.{name}" for name in ("query_norm", "key_norm", "scores", "weights", "update")} | {
+        "mlp.update"
+    }
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor, kept[name], atol=2e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_twin_conforms(precision: str, capsys: pytest.CaptureFixture) -> None:
+    """Wrong if the backend does not pass the suite that every port is judged by."""
+    assert main(["verify", "--backend", "numba", "--precision", precision]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_real_weights(weights: Path, real: refembed.Embedder, precision: str) -> None:
+    """Wrong if the released model's vectors are off by more than 1e-6, or in int8 by more than its cosine contract."""
+    model = refembed.load(weights, backend="numba", precision=precision)
+    texts = ["Mars looks red.", "Venus is hot. " * 20, "", "def f(x): return x", "Der Mond ist aufgegangen. " * 80]
+    found, expected = model.encode(texts), real.encode(texts)
+    if precision == "float32":
+        np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+    cosines = (found * expected).sum(1)
+    assert cosines.min() >= 0.998
+    assert cosines.mean() >= 0.999
+
+
+# ------------------------------------------------------------------------------------------ what may not change results
+@settings(max_examples=30, deadline=None)
+@given(
+    data=some.data(),
+    lengths=LENGTHS,
+    threads=some.integers(1, 4),
+    at_once=some.integers(1, 200),
+    precision=some.sampled_from(["float32", "int8"]),
+)
+def test_bits_depend_on_the_text_alone(
+    small: Checkpoint, data: some.DataObject, lengths: list[int], threads: int, at_once: int, precision: str
+) -> None:
+    """Wrong if the company, the order, the number of threads or the cut into passes changes one bit of a vector."""
+    texts = texts_of(SMALL, lengths)
+    alone = NumbaEncoder(small, precision, 1)
+    expected = np.concatenate([alone.encode([ids]) for ids in texts])
+    picked = data.draw(some.lists(some.integers(0, len(texts) - 1), max_size=12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba_encoder, "TOKENS_A_PASS", at_once)
+        found = NumbaEncoder(small, precision, threads).encode([texts[index] for index in picked])
+    np.testing.assert_array_equal(found, expected[picked])
+
+
+def test_bits_do_not_depend_on_the_registers(small: Checkpoint) -> None:
+    """Wrong if a CPU with narrower registers, or without the int8 instruction, gets other vectors."""
+    texts = texts_of(SMALL, [1, 7, 60, 23])
+    for precision in ("float32", "int8"):
+        wide = NumbaEncoder(small, precision, 1, panel=64).encode(texts)
+        narrow = NumbaEncoder(small, precision, 1, panel=16, vnni=False).encode(texts)
+        np.testing.assert_array_equal(wide, narrow)
+
+
+def test_bits_at_the_released_sizes() -> None:
+    """Wrong if bits hold still only where a matrix is smaller than a panel: full width, short window."""
+    config = replace(Config(), vocabulary=160, layer_kinds=(SLIDING, FULL), context=400, reach=100)
+    checkpoint = checkpoint_of(config)
+    texts = texts_of(config, [18, 399, 1, 120])
+    for precision in ("float32", "int8"):
+        one, three = (NumbaEncoder(checkpoint, precision, threads) for threads in (1, 3))
+        expected = np.concatenate([one.encode([ids]) for ids in texts])
+        np.testing.assert_array_equal(three.encode(texts), expected)
+        np.testing.assert_array_equal(one.encode(texts[::-1])[::-1], expected)
+
+
+@given(lengths=some.lists(some.integers(1, 2048), max_size=40))
+def test_passes_laws(lengths: list[int]) -> None:
+    """Wrong if a text is left out or comes twice, or a pass grows with the number of texts."""
+    groups = list(passes(lengths))
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or sum(lengths[index] for index in group) <= numba_encoder.TOKENS_A_PASS
+
+
+# ----------------------------------------------------------------------------------------------- threads and processes
+def test_calls_from_many_threads(small: Checkpoint) -> None:
+    """Wrong if two calls at once mix their numbers, or wait for each other for ever."""
+    model, texts = NumbaEncoder(small, "float32", 2), texts_of(SMALL, [5, 60, 33])
+    expected, found = model.encode(texts), {}
+
+    def call(number: int) -> None:
+        found[number] = [model.encode(texts) for _ in range(5)]
+
+    callers = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert len(found) == 6
+    for results in found.values():
+        np.testing.assert_array_equal(results, [expected] * 5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_fork(small: Checkpoint) -> None:
+    """Wrong if a forked child waits for threads that only its parent has, or dies."""
+    model, texts = NumbaEncoder(small, "float32", 2), texts_of(SMALL, [5, 60])
+    expected = model.encode(texts)
+    queue = multiprocessing.get_context("fork").Queue()
+    child = multiprocessing.get_context("fork").Process(target=lambda: queue.put(model.encode(texts)))
+    child.start()
+    np.testing.assert_array_equal(queue.get(timeout=60), expected)
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_in_a_spawned_pool(tmp_path: Path) -> None:
+    """Wrong if an embedder cannot be sent to another process, or gives other vectors there."""
+    model = refembed.load(write_checkpoint(tmp_path / "small"), backend="numba", threads=1)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply_async(model.encode, (["the air", "a"],)).get(timeout=120)
+    np.testing.assert_array_equal(found, model.encode(["the air", "a"]))
+
+
+# ---------------------------------------------------------------------------------------------------- being a backend
+def test_chosen_where_none_is_named(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
+    """Wrong if the fast backend is there and the slow one is taken."""
+    monkeypatch.undo()  # conftest's choice of NumPy
+    model = refembed.load(small_folder)
+    assert (model.info.backend, model.info.precision) == ("numba", "float32")
+    assert refembed.load(small_folder, threads=3).info.threads == 3
+
+
+def test_why_not(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
+    """Wrong if a machine that cannot run it gets another backend in silence, or a traceback."""
+    monkeypatch.undo()  # conftest's choice of NumPy
+    monkeypatch.setattr("refembed_numba.backend.find_spec", lambda name: None)
+    with pytest.raises(refembed.RefembedError, match=r"refembed\[numba\]"):
+        refembed.load(small_folder, backend="numba")
+    model = refembed.load(small_folder)
+    assert model.info.backend == "numpy"
+    assert "refembed[numba]" in model.info.why
+    monkeypatch.undo()
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert "riscv64" in str(BACKEND.why_not())
+
+
+def test_found_without_importing_numba() -> None:
+    """Wrong if `refembed doctor`, or loading another backend, pays for importing Numba."""
+    code = "import sys; from refembed.backend import find_backends; find_backends(); print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert {one.name for one in backend.find_backends()} >= {"numba", "numpy"}
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    """Wrong if a machine whose cache folder cannot be made cannot import the kernels."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code = "import refembed_numba.kernels as k, numpy as np; print(k.exp(np.float32(0)))"
+    environment = {**os.environ, "REFEMBED_CACHE": str(blocked)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "1.0", done.stderr
