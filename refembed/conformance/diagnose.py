@@ -14,6 +14,7 @@ from .suite import SEEN, Case, Suite
 # vectors. Measured on mistakes put into transformers and C: at most 1.2 bounds where rounding errors do not grow.
 EXPLAINED = 2.0
 NEARER = 0.5  # of the distance to the truth: what explains an answer lies far nearer to it than the truth does
+AMPLIFIED = 1e-4  # of that distance too: most mistakes make rounding errors grow a little, which shows in float32 alone
 GROWN = 0.25  # the same, more strictly, where a mistake makes rounding errors grow beyond EXPLAINED
 STORED = 1e-2  # distances are stored to three digits
 CONSISTENT = 0.9  # of all cases must lie as far from the truth as the mistake puts them; a chance rival fits on few
@@ -89,7 +90,8 @@ def explained_by(
     for one in stored:
         bound = one.bound(precision)
         near, far = distance(one.vectors, own[one.case.id]), distance(one.vectors, suite.vectors(one.case))
-        if near > max(EXPLAINED * bound, min(EXPLAINED * bound * defect.growth, GROWN * far)):
+        grown = min(EXPLAINED * bound * defect.growth, GROWN * far)
+        if near > max(EXPLAINED * bound, grown) and not near <= AMPLIFIED * far < np.inf:
             return None
         pairs.append((near / bound, far / bound))
     if not pairs or not seen:
