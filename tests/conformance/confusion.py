@@ -366,8 +366,9 @@ diagnosis is shown no tokens and no stages.
 
 Of the twin every case is asked. On embeddinggemma-300m every mistake is asked the same cases, whichever shows it: all
 of at most 80 tokens for which any known mistake's own vectors are stored, and a few more short ones. Mistakes of window
-and layer pattern, of padding, of cutting and of inner arithmetic, near relatives of them, and pairs with one of them, are asked besides what
-is stored for their own family, which are longer texts and batches, up to 640 tokens where those show it.
+and layer pattern, of padding, of cutting and of inner arithmetic, near relatives of them, and pairs with one of them,
+are asked besides what is stored for their own family, which are longer texts and batches, up to 640 tokens where those
+show it.
 
 A mistake *counts* where it lies 3 bounds or more from the truth at the case that shows it best
 ([defects.md](defects.md) has the distances); nearer, the contract *hides* it. Promised is:
