@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from .checkpoint import Checkpoint
+from .checkpoint import TOKENIZER, Checkpoint
 from .errors import RefembedError
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -38,6 +39,9 @@ class Encoder(Protocol):
 @runtime_checkable
 class Backend(Protocol):
     """A way to run the model. Its module imports the library it needs only in load, so that finding it costs nothing.
+
+    It may also have tokenizer(checkpoint), which returns a refembed.tokenizer.Tokenizer of its own that gives the same
+    ids; otherwise the tokenizers library makes them.
 
     name         as users write it
     priority     the runnable backend of highest priority is taken where none is named; below 0: only when named
@@ -116,6 +120,12 @@ def choose_backend(name: str | None) -> tuple[Backend, str]:
             return one.backend, "it was named"
     known = ", ".join(sorted(point.name for point in registered())) or "none"
     raise RefembedError("backend-unknown", f"no backend {name!r}; installed: {known}")
+
+
+def open_tokenizer(backend: Backend, checkpoint: Checkpoint) -> Tokenizer:
+    """The backend's own tokenizer, or refembed's."""
+    make = getattr(backend, "tokenizer", None)
+    return make(checkpoint) if make else Tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)
 
 
 def choose_precision(backend: Backend, precision: str | None) -> str:

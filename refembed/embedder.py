@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .backend import Backend, Encoder, choose_backend, choose_precision
-from .checkpoint import TOKENIZER, Checkpoint, open_checkpoint
+from .backend import Backend, Encoder, choose_backend, choose_precision, open_tokenizer
+from .checkpoint import Checkpoint, open_checkpoint
 from .errors import RefembedError
 from .hub import find_folder
 from .progress import Progress
@@ -310,7 +310,7 @@ def load(
     chosen, why = choose_backend(backend)
     precision = choose_precision(chosen, precision)
     checkpoint = open_checkpoint(DEFAULT_MODEL if model is None else find_folder(model, revision))
-    tokenizer = Tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)  # before the weights: its peak is its own
+    tokenizer = open_tokenizer(chosen, checkpoint)  # before the weights: its peak is its own
     encoder = chosen.load(checkpoint, precision, threads)
     name = "default" if model is None else str(model)
     return Embedder(name, checkpoint, tokenizer, chosen, encoder, why, threads)

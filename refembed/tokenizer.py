@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +32,33 @@ class Tokenizer:
 
     def __init__(self, file: Path, config: Config) -> None:
         self.file, self.config = file, config
-        self.library = load_library_tokenizer(file)
-        for name, id in (("<bos>", config.bos), ("<eos>", config.eos)):
-            found = self.library.token_to_id(name)
+        bos, eos, pieces = self.known()
+        for name, found, id in (("<bos>", bos, config.bos), ("<eos>", eos, config.eos)):
             if found != id:
                 raise RefembedError(
                     "tokenizer-special",
                     f"{file}: {name} is token {found}, config.json says {id}",
                 )
-        pieces = self.library.get_vocab_size(with_added_tokens=False)
         if pieces > config.vocabulary:
             raise RefembedError(
                 "tokenizer-vocabulary", f"{file} has {pieces} pieces, the embedding table {config.vocabulary} rows"
             )
+
+    @cached_property
+    def library(self) -> "tokenizers.Tokenizer":
+        return load_library_tokenizer(self.file)
+
+    def known(self) -> tuple[int | None, int | None, int]:
+        """The ids of <bos> and <eos>, and how many pieces there are."""
+        pieces = self.library.get_vocab_size(with_added_tokens=False)
+        return self.library.token_to_id("<bos>"), self.library.token_to_id("<eos>"), pieces
+
+    def split(self, texts: list[str]) -> Iterable[Sequence[int] | NDArray[Any]]:
+        """The ids of each text's pieces."""
+        try:
+            return [encoding.ids for encoding in self.library.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as error:
+            raise not_a_tokenizer(self.file, error) from error
 
     def __call__(self, texts: Sequence[object]) -> list[NDArray[Any] | RefembedError]:
         """The ids of each text, (tokens_i,) int64, uncut; or what is wrong with it: a bad text sinks no other.
@@ -56,20 +71,19 @@ class Tokenizer:
             start = len(results)
             faults = {index: fault for index, text in enumerate(part) if (fault := fault_of(text, start + index))}
             good = [str.__str__(text)[:LONGEST_TEXT] for index, text in enumerate(part) if index not in faults]
-            try:
-                found = iter(self.library.encode_batch_fast(good, add_special_tokens=False))
-            except BaseException as error:
-                raise not_a_tokenizer(self.file, error) from error
-            results += [faults.get(index) or self.finish(next(found).ids, start + index) for index in range(len(part))]
+            found = iter(self.split(good))
+            results += [faults.get(index) or self.finish(next(found), start + index) for index in range(len(part))]
         return results
 
-    def finish(self, pieces: list[int], index: int) -> NDArray[Any] | RefembedError:
+    def finish(self, pieces: Sequence[int] | NDArray[Any], index: int) -> NDArray[Any] | RefembedError:
         """BOS, pieces, EOS; or the fault of a piece without a row."""
-        largest = max(pieces, default=0)
+        ids = np.empty(len(pieces) + 2, np.int64)
+        ids[0], ids[1:-1], ids[-1] = self.config.bos, pieces, self.config.eos
+        largest = int(ids.max())
         if largest >= self.config.vocabulary:
             token = self.library.id_to_token(largest)
             return RefembedError("text-token", f"spells {token}, a token the model has no vector for", index)
-        return np.array([self.config.bos, *pieces, self.config.eos])
+        return ids
 
     def pieces(self, ids: NDArray[Any]) -> list[str]:
         """The written form of each token."""

@@ -5,7 +5,8 @@ import sys
 from importlib.util import find_spec
 
 from refembed.backend import Encoder
-from refembed.checkpoint import Checkpoint
+from refembed.checkpoint import TOKENIZER, Checkpoint
+from refembed.tokenizer import Tokenizer
 
 MACHINES = {"x86_64", "amd64", "arm64", "aarch64"}
 
@@ -25,6 +26,11 @@ class NumbaBackend:
         if sys.byteorder != "little":
             return "it is for little-endian CPUs; take backend numpy"
         return None
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
+        from .tokenizer import open_tokenizer
+
+        return open_tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)
 
     def load(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> Encoder:
         from .encoder import NumbaEncoder

@@ -5,8 +5,6 @@ is compiled into it. This one is keyed by all sources of the package together; N
 """
 
 import hashlib
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,16 +15,9 @@ from typing import Any
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
+from .kept import cache_folder
+
 HERE = Path(__file__).parent
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept: $REFEMBED_CACHE, else the system's place for caches."""
-    if named := os.environ.get("REFEMBED_CACHE"):
-        return Path(named) / "numba"
-    usual = {"win32": os.environ.get("LOCALAPPDATA", "~"), "darwin": "~/Library/Caches"}
-    base = usual.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "refembed" / "numba"
 
 
 @cache
@@ -53,7 +44,7 @@ class Locator(_CacheLocator):  # type: ignore[misc]
         self.line = function.__code__.co_firstlineno
 
     def get_cache_path(self) -> str:
-        return str(cache_folder() / stamp())
+        return str(cache_folder() / "numba" / stamp())
 
     def get_source_stamp(self) -> str:
         return stamp()
@@ -63,7 +54,7 @@ class Locator(_CacheLocator):  # type: ignore[misc]
 
     @classmethod
     def from_function(cls, function: Any, file: str) -> "Locator | None":
-        return cls(function, file) if writable(cache_folder() / stamp()) else None
+        return cls(function, file) if writable(cache_folder() / "numba" / stamp()) else None
 
 
 class Storage(CompileResultCacheImpl):  # type: ignore[misc]

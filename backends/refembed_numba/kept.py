@@ -1,0 +1,64 @@
+"""Arrays that take long to make, made once and mapped from disk by every process after."""
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def cache_folder() -> Path:
+    """Where what is compiled or packed is kept: $REFEMBED_CACHE, else the system's place for caches."""
+    if named := os.environ.get("REFEMBED_CACHE"):
+        return Path(named)
+    usual = {"win32": os.environ.get("LOCALAPPDATA", "~"), "darwin": "~/Library/Caches"}
+    base = usual.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "refembed"
+
+
+def kept(kind: str, of: str, source: str, names: Sequence[str], make: Callable[[], Arrays | None]) -> Arrays | None:
+    """The arrays that make() returns, mapped where they could be kept; None where it returns None.
+
+    kind     the folder they are kept in
+    of       what they are made of: of something else, other arrays
+    source   the file that makes them: when it changes they are made anew
+    names    of the arrays
+    """
+    key = hashlib.sha256(of.encode() + Path(source).read_bytes()).hexdigest()[:24]
+    folder = cache_folder() / kind / key
+    with suppress(OSError, ValueError):  # not there yet, not ours to read, or damaged
+        return mapped(folder, names)
+    made = make()
+    if made is None:
+        return None
+    with suppress(OSError, ValueError):
+        keep(folder, made)
+        return mapped(folder, names)
+    return made
+
+
+def mapped(folder: Path, names: Sequence[str]) -> Arrays:
+    return {name: np.asarray(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")) for name in names}
+
+
+def keep(folder: Path, arrays: Arrays) -> None:
+    """Write a folder of arrays, whole or not at all; of two processes that write it at once, one wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(beside / f"{name}.npy", array)
+        if folder.exists():  # damaged, or another process was first
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
