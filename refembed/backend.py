@@ -41,7 +41,8 @@ class Backend(Protocol):
     """A way to run the model. Its module imports the library it needs only in load, so that finding it costs nothing.
 
     It may also have tokenizer(checkpoint), which returns a refembed.tokenizer.Tokenizer of its own that gives the same
-    ids; otherwise the tokenizers library makes them.
+    ids; otherwise the tokenizers library makes them. And it may have describe(), which returns a list of lines for
+    `refembed doctor`: what it found on this machine and what it makes of it.
 
     name         as users write it
     priority     the runnable backend of highest priority is taken where none is named; below 0: only when named

@@ -32,6 +32,21 @@ class NumbaBackend:
 
         return open_tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)
 
+    def describe(self) -> list[str]:
+        from .compiled import stamp, writable
+        from .instructions import BYTE_PATHS, FLOAT_PATHS
+        from .kept import cache_folder
+        from .matmul import BYTE_PATH, CPU, FEATURES, FLOAT_PATH
+
+        matter = {"fma"}.union(*(path.needs for path in FLOAT_PATHS + BYTE_PATHS))
+        folder = cache_folder() / "numba"
+        kept = "" if writable(folder / stamp()) else ", which cannot be written: every process compiles anew"
+        return [
+            f"CPU {CPU}: {', '.join(sorted(matter & FEATURES)) or 'no feature that matters here'}",
+            f"float32 by {FLOAT_PATH.name}, int8 by {BYTE_PATH.name}",
+            f"compiled code in {folder}{kept}",
+        ]
+
     def load(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> Encoder:
         from .encoder import NumbaEncoder
 

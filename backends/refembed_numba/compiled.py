@@ -71,3 +71,10 @@ def compiled(function: Callable[..., Any]) -> Any:
     with suppress(RuntimeError):  # no folder to write in: compiled anew in every process
         dispatcher._cache = Cache(function)
     return dispatcher
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """The same for what only compiled functions call: without the way in from Python, which takes longer to compile
+    than most functions do, and not kept by itself, since its code is in its callers'.
+    """
+    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)

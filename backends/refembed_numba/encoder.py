@@ -15,26 +15,31 @@ from refembed.reference.positions import rotary_angles
 from refembed.stored import StoredRows, StoredTensor
 
 from .forward import (
-    ACTIVATE,
     ADD_ATTENTION,
     ADD_MLP,
-    APART,
     ATTEND,
     CONTRACT,
     EXPAND,
     OUTPUT,
     PROJECT,
+    ROWS_A_TASK,
     STEPS,
+    TRIO,
     TURN,
     Batch,
     Model,
+    count_tasks,
     forward,
+    new_counters,
     project,
 )
+from .instructions import ROWS
 from .kernels import QUERIES
-from .matmul import BLOCK, FEATURES, NARROW, ROWS, VNNI, WIDE, Matrix, empty_matrix, pack, round_up
+from .matmul import BLOCK, BYTE_PANEL, PANEL, Matrix, empty_matrix, round_up
+from .packing import pack
 from .team import Team
 
+ROWS_AT_ONCE = 128  # of the table: the system maps 64 KB around each row of 3, let go before they add up
 TOKENS_A_PASS = 512  # unless one text has more: what passes between products then stays in a shared cache
 NORMS = (
     "input_layernorm",
@@ -49,24 +54,17 @@ Floats = NDArray[np.float32]
 class NumbaEncoder:
     """The model in float32 or int8.
 
-    panel, vnni   force the width of panels, or int8 without its own instruction; the CPU's best where not given
+    rows_read   rows of the table read since its pages were let go
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        precision: str,
-        threads: int | None,
-        panel: int | None = None,
-        vnni: bool = True,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> None:
         self.precision, self.config = precision, checkpoint.config
         self.threads = threads or usual_threads()
         self.team = Team(self.threads)
         self.table = StoredRows(checkpoint.tensors[TABLE], np.float32)
-        panel = panel or (WIDE if "avx512f" in FEATURES else NARROW)
-        self.model = pack_model(checkpoint, precision == "int8", panel, vnni and VNNI)
-        self.dense = [pack_kind(checkpoint, 1, [name], panel, False) for name in DENSE_MATRICES]
+        self.rows_read = 0
+        self.model = pack_model(checkpoint, precision == "int8", self.team)
+        self.dense = [pack_kind(checkpoint, 1, [name], PANEL, False, self.team) for name in DENSE_MATRICES]
         for tensor in checkpoint.tensors.values():  # around what was read the system mapped more
             let_go(tensor)
         self.encode([np.array([self.config.bos])])  # compiles, or fails, now
@@ -86,9 +84,17 @@ class NumbaEncoder:
         return split_rows(batch.normed, batch, self.config.width)
 
     def pack_batch(self, texts: list[NDArray[Any]]) -> Batch:
-        embedded = self.table[np.concatenate(texts)] * np.float32(math.sqrt(self.config.width))
-        let_go(self.table.tensor)  # the system maps 64 KB around each row of 3, which would add up to the whole table
-        return make_batch([len(ids) for ids in texts], embedded, self.model, self.threads)
+        ids = np.concatenate(texts)
+        batch = make_batch([len(text) for text in texts], self.model, self.threads)
+        x = batch.x[: ids.size * self.config.width].reshape(len(ids), self.config.width)
+        for first in range(0, len(ids), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            x[rows] = self.table[ids[rows]] * np.float32(math.sqrt(self.config.width))
+            self.rows_read += len(ids[rows])
+            if self.rows_read >= ROWS_AT_ONCE:
+                let_go(self.table.tensor)
+                self.rows_read = 0
+        return batch
 
     def steps(self, batch: Batch, first: int, last: int) -> None:
         """Some of the forward's steps, on all threads."""
@@ -109,7 +115,7 @@ class NumbaEncoder:
         filled[: len(rows)] = rows
         flat, found, counters = filled.ravel(), np.empty(room * matrix.columns, np.float32), new_counters(0)
         threads = self.threads
-        self.team.run(lambda thread: project(thread, threads, flat, matrix, room, counters, found))
+        self.team.run(lambda thread: project(threads, flat, matrix, room, counters, found))
         return found.reshape(room, matrix.columns)
 
     def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -155,11 +161,8 @@ class NumbaEncoder:
         run(ADD_ATTENTION, ADD_ATTENTION)
         keep("mlp.norm", batch.normed, width, 0, width)
         run(EXPAND, EXPAND)
-        half = model.expand.columns // 2
-        keep("mlp.gate", batch.gates, model.expand.columns, 0, model.mlp)
-        keep("mlp.up", batch.gates, model.expand.columns, half, model.mlp)
-        run(ACTIVATE, ACTIVATE)
-        keep("mlp.gated", batch.gated, model.mlp, 0, model.mlp)
+        if not model.contract.int8:
+            keep("mlp.gated", batch.gated, model.mlp, 0, model.mlp)
         run(CONTRACT, CONTRACT)
         keep("mlp.output", batch.update, model.contract.columns, 0, width)
         run(ADD_MLP, ADD_MLP)
@@ -167,10 +170,10 @@ class NumbaEncoder:
 
 
 # --------------------------------------------------------------------------------------------------------------- load
-def pack_model(checkpoint: Checkpoint, int8: bool, panel: int, vnni: bool) -> Model:
+def pack_model(checkpoint: Checkpoint, int8: bool, team: Team) -> Model:
     """Every layer's parameters in the kernels' order; of the mapped files nothing stays in memory but the table."""
     config = checkpoint.config
-    layers = len(config.layer_kinds)
+    layers, panel = len(config.layer_kinds), BYTE_PANEL if int8 else PANEL
     products = [
         [f"self_attn.{name}_proj" for name in "qkv"],
         ["self_attn.o_proj"],
@@ -178,7 +181,7 @@ def pack_model(checkpoint: Checkpoint, int8: bool, panel: int, vnni: bool) -> Mo
         ["mlp.down_proj"],
     ]
     qkv, output, expand, contract = (
-        pack_kind(checkpoint, layers, [f"layers.{{0}}.{name}" for name in names], WIDE if int8 else panel, int8)
+        pack_kind(checkpoint, layers, [f"layers.{{0}}.{name}" for name in names], panel, int8, team)
         for names in products
     )
 
@@ -190,7 +193,7 @@ def pack_model(checkpoint: Checkpoint, int8: bool, panel: int, vnni: bool) -> Mo
     head_norms = [f"layers.{layer}.self_attn.{name}_norm" for layer in range(layers) for name in "qk"]
     return Model(
         layers, config.width, config.mlp, config.heads, config.key_heads, config.head, config.reach, config.context,
-        panel, np.float32(config.epsilon), np.float32(config.query_scalar**-0.5), vnni,
+        np.float32(config.epsilon), np.float32(config.query_scalar**-0.5),
         qkv, output, expand, contract, vectors(*norms, "norm"), vectors(*head_norms), turns(config),
         np.array([kind == SLIDING for kind in config.layer_kinds]),
     )  # fmt: skip
@@ -204,7 +207,7 @@ def turns(config: Config) -> Floats:
     return np.stack([np.concatenate(pair, axis=1) for pair in angles]).ravel()
 
 
-def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int, int8: bool) -> Matrix:
+def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int, int8: bool, team: Team) -> Matrix:
     """One kind of product of every layer; the matrices of `names` share their input and stand side by side.
 
     Queries, keys and values stand close, so that every head is `head` columns from the last; of two matrices, gate and
@@ -218,12 +221,12 @@ def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int,
         starts[1] = round_up(shapes[0][0], panel)
         size = 2 * starts[1]
     matrix = empty_matrix(layers, size, shapes[0][1], panel, int8)
+    stacked = np.zeros((matrix.columns, shapes[0][1]), np.float32)
     for layer, parts in enumerate(tensors):
-        stacked = np.zeros((size, shapes[0][1]), np.float32)
         for start, tensor in zip(starts, parts, strict=True):
             stacked[start : start + tensor.stored.shape[0]] = tensor.load(np.float32)
             let_go(tensor)
-        pack(matrix, layer, stacked)
+        pack(matrix, layer, stacked, team)
     return matrix
 
 
@@ -254,36 +257,33 @@ def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield group
 
 
-def make_batch(lengths: list[int], embedded: Floats, model: Model, threads: int) -> Batch:
+def make_batch(lengths: list[int], model: Model, threads: int) -> Batch:
     """Room for a pass over texts of these lengths."""
-    rows, panel = sum(lengths), model.panel
+    rows, panel = sum(lengths), PANEL
     room = round_up(rows, ROWS) + ROWS  # a tile of queries may begin at a text's last token
     starts = np.concatenate([[0], np.cumsum(lengths)])
     panels = np.concatenate([[0], np.cumsum([round_up(tokens, panel) // panel for tokens in lengths])])
     blocks = [(text, begin) for text, tokens in enumerate(lengths) for begin in range(0, tokens, QUERIES)]
     stride = round_up(max(lengths), panel) + 16  # not a power of two, whose rows would share cache lines
-    depth = max(model.qkv.depth, model.output.depth, model.contract.depth) if model.qkv.int8 else 0
-    bytes = np.zeros(room * depth, np.uint8)
+    int8 = model.qkv.int8
+    bytes = np.zeros(room * max(model.qkv.depth, model.output.depth) if int8 else 0, np.uint8)
+    gated_bytes = np.zeros(room * model.contract.depth if int8 else 0, np.uint8)
 
     def floats(columns: int, more: int = 0) -> Floats:
         return np.zeros(room * columns + more, np.float32)
 
-    x = floats(model.width)
-    x[: embedded.size] = embedded.ravel()
     return Batch(
         rows, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths),
-        x, floats(model.width), floats(model.qkv.columns, panel), floats(model.heads * model.head),
-        floats(model.output.columns), floats(model.expand.columns), floats(model.mlp),
+        floats(model.width), floats(model.width), floats(model.qkv.columns, panel), floats(model.heads * model.head),
+        floats(model.output.columns), floats(0 if int8 else model.mlp),
         np.zeros(model.key_heads * panels[-1] * model.head * panel, np.float32),
-        bytes, bytes.view(np.int32), np.zeros(room * (depth // BLOCK), np.float32),
+        bytes, bytes.view(np.int32), np.zeros(len(bytes) // BLOCK, np.float32),
+        gated_bytes, gated_bytes.view(np.int32), np.zeros(len(gated_bytes) // BLOCK, np.float32),
         np.zeros((threads, QUERIES * stride), np.float32), np.zeros((threads, QUERIES), np.float32),
-        np.zeros((threads, ROWS * panel), np.float32), np.zeros((threads, 16), np.float32),
+        np.zeros((threads, ROWS * panel), np.float32), np.zeros((threads, ROWS_A_TASK * TRIO), np.float32),
+        np.zeros((threads, 16), np.float32), np.array(count_tasks(model, rows, len(blocks))),
         new_counters(model.layers * STEPS),
     )  # fmt: skip
-
-
-def new_counters(steps: int) -> NDArray[np.int64]:
-    return np.zeros((steps + 1) * 2 * APART, np.int64)
 
 
 def split_rows(flat: Floats, batch: Batch, columns: int) -> list[Floats]:

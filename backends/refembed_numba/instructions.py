@@ -7,7 +7,8 @@ their bits depend on nothing but the numbers: not on the row's place, its neighb
 # Numba's decorators have no types that hold for every version
 
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -16,10 +17,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16
-BYTE, INT, LONG, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS, INTS, BYTES = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES), ir.VectorType(BYTE, 4 * LANES)
-ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
+ROWS = 6  # of a tile, on every CPU
+LANES = 16  # of a sum along a row
+LINE = 16  # numbers of 32 bits in a cache line
+FETCHED = 2  # cache lines asked for ahead of need with every step of a product: more at once hold up what is needed now
+BYTE, SHORT, INT, LONG, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS = ir.VectorType(FLOAT, LANES)
 
 
 # ------------------------------------------------------------------------------------------------------- words of LLVM
@@ -43,16 +46,27 @@ def store(builder: Any, value: Any, base: Any, index: Any) -> None:
     builder.store(value, builder.bitcast(builder.gep(base, [index]), value.type.as_pointer()), align=4)
 
 
-def splat(builder: Any, scalar: Any) -> Any:
-    """A vector whose every lane is this scalar."""
-    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
-    one = builder.insert_element(undefined, scalar, INT(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(INTS, [0] * LANES))
+def splat(builder: Any, number: Any, lanes: int) -> Any:
+    """A vector whose every lane is this number."""
+    undefined = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, number, INT(0))
+    return builder.shuffle_vector(one, undefined, every(0, ir.VectorType(INT, lanes)))
 
 
-def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c in every lane, rounded once."""
-    return call(builder, "llvm.fma.v16f32", FLOATS, a, b, c)
+def every(value: float, kind: Any) -> Any:
+    """A constant vector of this type, the same in every lane."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in every lane, rounded once where the CPU has an instruction for it, else twice."""
+    return call(builder, f"llvm.fmuladd.v{c.type.count}f32", c.type, a, b, c)
+
+
+def fetch(builder: Any, base: Any, index: Any) -> None:
+    """Ask for the cache line of number `index`."""
+    place = builder.bitcast(builder.gep(base, [index]), BYTE.as_pointer())
+    call(builder, "llvm.prefetch.p0i8", ir.VoidType(), place, INT(0), INT(3), INT(1))
 
 
 def registers(builder: Any, kind: Any, rows: int, vectors: int) -> Any:
@@ -60,127 +74,224 @@ def registers(builder: Any, kind: Any, rows: int, vectors: int) -> Any:
     return [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(rows)]
 
 
-# ------------------------------------------------------------------------------------------------------------ products
-def float_tile(rows: int, vectors: int) -> Any:
-    """The product of `rows` rows with 16 * `vectors` columns, all of it held in registers while it is summed."""
+# ---------------------------------------------------------------------------------------------- what CPUs multiply with
+class Path(NamedTuple):
+    """The instructions that a tile is made of. Whichever they are, sums of bytes are the same integers.
 
-    @intrinsic
-    def product(
-        typing: Any, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_step: Any,
-        c: Any, c_start: Any, c_step: Any, depth: Any,
-    ) -> Any:  # fmt: skip
-        """c[i, j] = the sum over k < depth of a[i, k] * b[k, j], each one chain of fused multiply-adds, k rising.
-
-        a, a_start, a_step   float32 in a flat array, where its first number is, and how far it is to the next row
-        b, b_start, b_step   the same of b
-        c, c_start, c_step   the same of c
-        """
-
-        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth = given
-            a, b, c = (data_of(context, builder, signature.args[at], given[at]) for at in (0, 3, 6))
-            sums = registers(builder, FLOATS, rows, vectors)
-            for place in (place for row in sums for place in row):
-                builder.store(ZEROS, place)
-            starts = [builder.add(a_start, builder.mul(a_step, LONG(row))) for row in range(rows)]
-            with cgutils.for_range(builder, depth) as loop:
-                start = builder.add(b_start, builder.mul(b_step, loop.index))
-                columns = [load(builder, b, builder.add(start, LONG(LANES * v)), FLOATS) for v in range(vectors)]
-                for row, begin in zip(sums, starts, strict=True):
-                    each = splat(builder, builder.load(builder.gep(a, [builder.add(begin, loop.index)])))
-                    for place, column in zip(row, columns, strict=True):
-                        builder.store(fused(builder, each, column, builder.load(place)), place)
-            for i, row in enumerate(sums):
-                start = builder.add(c_start, builder.mul(c_step, LONG(i)))
-                for v, place in enumerate(row):
-                    store(builder, builder.load(place), c, builder.add(start, LONG(LANES * v)))
-            return context.get_dummy_value()
-
-        whole = types.intp
-        return types.void(a, whole, whole, b, whole, whole, c, whole, whole, whole), generate
-
-    return product
-
-
-def dot_bytes(builder: Any, sums: Any, each: Any, weights: Any, vnni: bool) -> Any:
-    """sums + the dot product of four unsigned bytes with four signed ones, in each of 16 lanes of 32 bits.
-
-    The one instruction for it and the shifts that stand in for it give the same whole numbers.
+    needs     features the CPU must have: LLVM ends the process where it meets an instruction without them
+    lanes     numbers of 32 bits in a register
+    columns   of a tile: all its sums, one row of columns and a row's number fit the CPU's registers
+    add       (builder, sums, row, columns) -> sums + row * columns in every lane; of bytes, the four of a word
+    zero      bytes of rows are stored so much above what they mean
+    rows      of a tile
     """
-    if vnni:
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, sums, each, weights)
+
+    name: str
+    needs: frozenset[str]
+    lanes: int
+    columns: int
+    add: Callable[[Any, Any, Any, Any], Any]
+    zero: int = 0
+    rows: int = ROWS
+
+
+def choose(paths: Sequence[Path], features: set[str]) -> Path:
+    """The first path whose needs the CPU meets."""
+    return next(path for path in paths if path.needs <= features)
+
+
+def add_float(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
+    return multiply_add(builder, row, columns, sums)
+
+
+def add_vnni(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
+    """Four unsigned bytes times four signed ones in one instruction, which does not saturate."""
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * sums.type.count}"  # with 256 bits AVX-VNNI's own form, if that is there
+    return call(builder, name, sums.type, sums, row, columns)
+
+
+def add_avx2(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
+    """|row| times the columns with the row's signs, in pairs to 16 bits, pairs of these to 32.
+
+    The first step saturates beyond 32767, which is not reached: weights are -127 to 127, so a pair's sum is at most
+    2 * 128 * 127 = 32512.
+    """
+    bytes, shorts = ir.VectorType(BYTE, 32), ir.VectorType(SHORT, 16)
+    row, columns = builder.bitcast(row, bytes), builder.bitcast(columns, bytes)
+    size = call(builder, "llvm.abs.v32i8", bytes, row, ir.IntType(1)(0))
+    signed = call(builder, "llvm.x86.avx2.psign.b", bytes, columns, row)
+    pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", shorts, size, signed)
+    return builder.add(sums, call(builder, "llvm.x86.avx2.pmadd.wd", sums.type, pairs, every(1, shorts)))
+
+
+def add_dotprod(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
+    """Four signed bytes times four in one instruction."""
+    row, columns = (builder.bitcast(words, ir.VectorType(BYTE, 16)) for words in (row, columns))
+    return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", sums.type, sums, row, columns)
+
+
+def add_bytes(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
+    """Unsigned bytes times signed ones, one after another, by shifts and multiplications of 32 bits."""
+    kind = sums.type
     for byte in range(4):
-        low = ir.Constant(INTS, [24] * LANES)
-        up = ir.Constant(INTS, [24 - 8 * byte] * LANES)
-        signed = builder.ashr(builder.shl(weights, up), low)
-        unsigned = builder.lshr(builder.shl(each, up), low)
-        sums = builder.add(sums, builder.mul(signed, unsigned))
+        unsigned = builder.and_(builder.lshr(row, every(8 * byte, kind)), every(255, kind))
+        signed = builder.ashr(builder.shl(columns, every(24 - 8 * byte, kind)), every(24, kind))
+        sums = builder.add(sums, builder.mul(unsigned, signed))
     return sums
 
 
-def byte_tile(rows: int, vectors: int, vnni: bool) -> Any:
-    """float_tile's twin for 8-bit numbers: 32-bit sums within a block, scaled and added as float32 between blocks."""
+FLOAT_PATHS = (  # best first, as below
+    Path("avx512f", frozenset({"avx512f"}), 16, 64, add_float),  # 24 sums, 4 columns and a row's number in 32 registers
+    Path("avx", frozenset({"avx"}), 8, 16, add_float),  # 12, 2 and 1 in 16
+    Path("neon", frozenset({"neon"}), 4, 16, add_float),  # 24, 4 and 1 in 32
+    Path("portable", frozenset(), 4, 8, add_float),  # 12, 2 and 1
+)
+BYTE_PATHS = (
+    Path("avx512vnni", frozenset({"avx512vnni"}), 16, 64, add_vnni, zero=128),
+    Path("avxvnni", frozenset({"avxvnni"}), 8, 16, add_vnni, zero=128),
+    Path("avx2", frozenset({"avx2"}), 8, 16, add_avx2),
+    Path("dotprod", frozenset({"dotprod"}), 4, 16, add_dotprod),
+    Path("portable", frozenset(), 4, 8, add_bytes, zero=128),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ products
+def sum_products(
+    builder: Any,
+    path: Path,
+    a: Any,
+    rows: Sequence[Any],
+    b: Any,
+    b_start: Any,
+    b_step: Any,
+    count: Any,
+    sums: Any,
+    ahead: Any,
+) -> None:
+    """sums[i][v] += the sum over k < count of a[rows[i] + k] * the v-th register of b[b_start + k * b_step].
+
+    Meanwhile FETCHED cache lines of b are asked for with every k, from `ahead` on.
+    """
+    kind = sums[0][0].type.pointee
+    with cgutils.for_range(builder, count) as loop:
+        start = builder.add(b_start, builder.mul(b_step, loop.index))
+        columns = [load(builder, b, builder.add(start, LONG(path.lanes * v)), kind) for v in range(len(sums[0]))]
+        near = builder.add(ahead, builder.mul(loop.index, LONG(FETCHED * LINE)))
+        for line in range(FETCHED):
+            fetch(builder, b, builder.add(near, LONG(line * LINE)))
+        for begin, row in zip(rows, sums, strict=True):
+            each = splat(builder, builder.load(builder.gep(a, [builder.add(begin, loop.index)])), path.lanes)
+            for place, column in zip(row, columns, strict=True):
+                builder.store(path.add(builder, builder.load(place), each, column), place)
+
+
+def row_starts(builder: Any, path: Path, start: Any, step: Any) -> list[Any]:
+    return [builder.add(start, builder.mul(step, LONG(row))) for row in range(path.rows)]
+
+
+def float_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_step: Any,
+                  c: Any, c_start: Any, c_step: Any, depth: Any, ahead: Any) -> None:  # fmt: skip
+    """c[i, j] = the sum over k < depth of a[i, k] * b[k, j], each one chain of additions, k rising.
+
+    a, a_start, a_step   float32 in a flat array, where its first number is, and how far it is to the next row
+    b, b_start, b_step   the same of b
+    c, c_start, c_step   the same of c, path.rows x path.columns
+    ahead                where in b those numbers are that are needed soon
+    """
+    kind = ir.VectorType(FLOAT, path.lanes)
+    sums = registers(builder, kind, path.rows, path.columns // path.lanes)
+    for place in (place for row in sums for place in row):
+        builder.store(every(0.0, kind), place)
+    sum_products(builder, path, a, row_starts(builder, path, a_start, a_step), b, b_start, b_step, depth, sums, ahead)
+    for start, row in zip(row_starts(builder, path, c_start, c_step), sums, strict=True):
+        for v, place in enumerate(row):
+            store(builder, builder.load(place), c, builder.add(start, LONG(path.lanes * v)))
+
+
+def byte_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, a_scales: Any, b: Any, b_start: Any,
+                 b_scales: Any, b_offsets: Any, b_scales_start: Any, c: Any, c_start: Any, c_step: Any,
+                 blocks: Any, words: Any, ahead: Any) -> None:  # fmt: skip
+    """float_product's twin for 8-bit numbers: 32-bit sums within a block, scaled and added as float32 between blocks.
+
+    c[i, j] = the sum over blocks of a_scale * b_scale * (offset + the sum of a * b within the block).
+
+    a, a_start, a_step   int32, each four bytes of a row, path.zero above the number meant; a_step = words a row
+    a_scales             float32, one a block of a row, rows apart by `blocks`; where row a_start/a_step begins
+    b, b_start           int32, each four signed bytes of a column; (blocks * words, path.columns)
+    b_scales, b_offsets  float32 and int32 (blocks, path.columns) from b_scales_start; offset = -path.zero * sum of b
+    c, c_start, c_step   float32
+    words                words in a block
+    ahead                where in b those words are that are needed soon
+    """
+    floats, ints = (ir.VectorType(kind, path.lanes) for kind in (FLOAT, INT))
+    columns, places = LONG(path.columns), [LONG(path.lanes * v) for v in range(path.columns // path.lanes)]
+    sums = registers(builder, ints, path.rows, len(places))
+    a_rows, c_rows = row_starts(builder, path, a_start, a_step), row_starts(builder, path, c_start, c_step)
+    scale_rows = row_starts(builder, path, builder.mul(builder.sdiv(a_start, a_step), blocks), blocks)
+    for start in c_rows:  # c holds the sums between blocks: registers for them as well there are not
+        for place in places:
+            store(builder, every(0.0, floats), c, builder.add(start, place))
+    with cgutils.for_range(builder, blocks) as block:
+        scales_at = builder.add(b_scales_start, builder.mul(block.index, columns))
+        for v, place in enumerate(places):
+            offset = load(builder, b_offsets, builder.add(scales_at, place), ints)
+            for row in sums:
+                builder.store(offset, row[v])
+        first = builder.mul(block.index, words)
+        rows = [builder.add(start, first) for start in a_rows]
+        start = builder.add(b_start, builder.mul(first, columns))
+        soon = builder.add(ahead, builder.mul(first, LONG(FETCHED * LINE)))
+        sum_products(builder, path, a, rows, b, start, columns, words, sums, soon)
+        scales = [load(builder, b_scales, builder.add(scales_at, place), floats) for place in places]
+        for scale_row, c_row, row in zip(scale_rows, c_rows, sums, strict=True):
+            number = builder.load(builder.gep(a_scales, [builder.add(scale_row, block.index)]))
+            each = splat(builder, number, path.lanes)
+            for place, scale, sum in zip(places, scales, row, strict=True):
+                at = builder.add(c_row, place)
+                whole = builder.sitofp(builder.load(sum), floats)
+                total = multiply_add(builder, whole, builder.fmul(each, scale), load(builder, c, at, floats))
+                store(builder, total, c, at)
+
+
+def float_tile(path: Path) -> Any:
+    """float_product as a Numba function."""
 
     @intrinsic
-    def product(
-        typing: Any, a: Any, a_start: Any, a_step: Any, a_scales: Any, b: Any, b_start: Any, b_scales: Any,
-        b_offsets: Any, b_scales_start: Any, c: Any, c_start: Any, c_step: Any, blocks: Any, words: Any,
-    ) -> Any:  # fmt: skip
-        """c[i, j] = the sum over blocks of a_scale * b_scale * (offset + the sum of a * b within the block).
-
-        a, a_start, a_step   int32, each four unsigned bytes of a row, 128 above the number meant; a_step = words a row
-        a_scales             float32, one a block of a row, rows apart by `blocks`; where row a_start/a_step begins
-        b, b_start           int32, each four signed bytes of a column; (blocks * words, columns) of the panel
-        b_scales, b_offsets  float32 and int32 (blocks, columns) from b_scales_start; offset = -128 * the sum of b
-        c, c_start, c_step   float32
-        words                words in a block
-        """
-
+    def product(typing: Any, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_step: Any,
+                c: Any, c_start: Any, c_step: Any, depth: Any, ahead: Any) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            a, a_start, a_step, a_scales, b, b_start, b_scales = given[:7]
-            b_offsets, b_scales_start, c, c_start, c_step, blocks, words = given[7:]
-            a, a_scales, b, b_scales, b_offsets, c = (
-                data_of(context, builder, signature.args[at], given[at]) for at in (0, 3, 4, 6, 7, 9)
-            )
-            columns = LONG(LANES * vectors)
-            first_row = builder.sdiv(a_start, a_step)
-            totals, sums = registers(builder, FLOATS, rows, vectors), registers(builder, INTS, rows, vectors)
-            for place in (place for row in totals for place in row):
-                builder.store(ZEROS, place)
-            with cgutils.for_range(builder, blocks) as block:
-                scales_at = builder.add(b_scales_start, builder.mul(block.index, columns))
-                for v in range(vectors):
-                    offset = load(builder, b_offsets, builder.add(scales_at, LONG(LANES * v)), INTS)
-                    for row in sums:
-                        builder.store(offset, row[v])
-                base = builder.mul(block.index, words)
-                with cgutils.for_range(builder, words) as loop:
-                    k = builder.add(base, loop.index)
-                    start = builder.add(b_start, builder.mul(k, columns))
-                    weights = [load(builder, b, builder.add(start, LONG(LANES * v)), INTS) for v in range(vectors)]
-                    for i, row in enumerate(sums):
-                        begin = builder.add(a_start, builder.mul(a_step, LONG(i)))
-                        each = splat(builder, builder.load(builder.gep(a, [builder.add(begin, k)])))
-                        for place, weight in zip(row, weights, strict=True):
-                            builder.store(dot_bytes(builder, builder.load(place), each, weight, vnni), place)
-                for i in range(rows):
-                    at = builder.add(builder.mul(builder.add(first_row, LONG(i)), blocks), block.index)
-                    each = splat(builder, builder.load(builder.gep(a_scales, [at])))
-                    for v in range(vectors):
-                        scale = load(builder, b_scales, builder.add(scales_at, LONG(LANES * v)), FLOATS)
-                        whole = builder.sitofp(builder.load(sums[i][v]), FLOATS)
-                        total = fused(builder, whole, builder.fmul(each, scale), builder.load(totals[i][v]))
-                        builder.store(total, totals[i][v])
-            for i, row in enumerate(totals):
-                start = builder.add(c_start, builder.mul(c_step, LONG(i)))
-                for v, place in enumerate(row):
-                    store(builder, builder.load(place), c, builder.add(start, LONG(LANES * v)))
+            float_product(builder, path, *addresses(context, builder, signature, given))
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, n, a_scales, b, n, b_scales, b_offsets, n, c, n, n, n, n), generate
+        return types.void(a, n, n, b, n, n, c, n, n, n, n), generate
 
     return product
+
+
+def byte_tile(path: Path) -> Any:
+    """byte_product as a Numba function."""
+
+    @intrinsic
+    def product(typing: Any, a: Any, a_start: Any, a_step: Any, a_scales: Any, b: Any, b_start: Any, b_scales: Any,
+                b_offsets: Any, b_scales_start: Any, c: Any, c_start: Any, c_step: Any, blocks: Any,
+                words: Any, ahead: Any) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            byte_product(builder, path, *addresses(context, builder, signature, given))
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, a_scales, b, n, b_scales, b_offsets, n, c, n, n, n, n, n), generate
+
+    return product
+
+
+def addresses(context: Any, builder: Any, signature: Any, given: Any) -> list[Any]:
+    """An intrinsic's arguments, arrays by the address of their first number."""
+    return [
+        data_of(context, builder, kind, value) if isinstance(kind, types.Array) else value
+        for kind, value in zip(signature.args, given, strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- sums along a row
@@ -194,7 +305,7 @@ def along_row(start_value: float, step: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             x, result = (data_of(context, builder, signature.args[at], given[at]) for at in (0, 3))
             place = cgutils.alloca_once(builder, FLOATS)
-            builder.store(ir.Constant(FLOATS, [start_value] * LANES), place)
+            builder.store(every(start_value, FLOATS), place)
             with cgutils.for_range_slice(builder, LONG(0), given[2], LONG(LANES)) as (index, _):
                 number = load(builder, x, builder.add(given[1], index), FLOATS)
                 builder.store(step(builder, builder.load(place), number), place)
@@ -210,7 +321,7 @@ def greater(builder: Any, lanes: Any, number: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", number, lanes), number, lanes)
 
 
-square_lanes = along_row(0.0, lambda builder, lanes, number: fused(builder, number, number, lanes))
+square_lanes = along_row(0.0, lambda builder, lanes, number: multiply_add(builder, number, number, lanes))
 sum_lanes = along_row(0.0, lambda builder, lanes, number: builder.fadd(lanes, number))
 largest_lanes = along_row(-np.inf, greater)
 magnitude_lanes = along_row(

@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from .compiled import compiled
-from .instructions import LANES, float_of_bits, largest_lanes, magnitude_lanes, square_lanes, sum_lanes
-from .matmul import BLOCK, ROWS, tile
+from .compiled import inner
+from .instructions import LANES, ROWS, float_of_bits, largest_lanes, magnitude_lanes, square_lanes, sum_lanes
+from .matmul import BLOCK, PANEL, ZERO, tile
 
 f32, whole = np.float32, np.uintp
 
@@ -22,7 +22,7 @@ GELU_SCALE, GELU_CUBE = f32(2 * math.sqrt(2 / math.pi)), f32(0.044715)
 QUERIES = 24  # tokens in a block of attention, a multiple of ROWS
 
 
-@compiled
+@inner
 def exp(x):
     """e^x in float32, within about one unit in the last place; x is cut to -87..88, where results are normal numbers.
 
@@ -40,7 +40,7 @@ def exp(x):
     return (p * (r * r) + r + f32(1.0)) * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
-@compiled
+@inner
 def total(lanes):
     """The sum of 16 lanes, halves onto halves."""
     step = LANES // 2
@@ -51,7 +51,7 @@ def total(lanes):
     return lanes[0]
 
 
-@compiled
+@inner
 def inverse_rms(x, start, count, epsilon, lanes):
     """1 / sqrt(mean square + epsilon) of `count` numbers of flat x."""
     even = count // LANES * LANES
@@ -62,7 +62,7 @@ def inverse_rms(x, start, count, epsilon, lanes):
     return f32(1.0) / np.sqrt(squares / f32(count) + epsilon)
 
 
-@compiled
+@inner
 def norm_row(x, start, count, weight, weight_start, epsilon, lanes, result, result_start):
     """result = the row's numbers over their root mean square, times weight; weight has its one added already."""
     scale = inverse_rms(x, start, count, epsilon, lanes)
@@ -70,7 +70,7 @@ def norm_row(x, start, count, weight, weight_start, epsilon, lanes, result, resu
         result[whole(result_start + i)] = x[whole(start + i)] * scale * weight[whole(weight_start + i)]
 
 
-@compiled
+@inner
 def add_norm_row(x, start, update, update_start, count, weight, weight_start, epsilon, lanes):
     """x += norm(update): the second or fourth norm of a layer and the residual."""
     scale = inverse_rms(update, update_start, count, epsilon, lanes)
@@ -78,7 +78,7 @@ def add_norm_row(x, start, update, update_start, count, weight, weight_start, ep
         x[whole(start + i)] += update[whole(update_start + i)] * scale * weight[whole(weight_start + i)]
 
 
-@compiled
+@inner
 def rotate_head(x, start, head, turns, turn_start):
     """Turn each pair (x_k, x_{k + head/2}); turns has head/2 cosines and then head/2 sines."""
     half = head // 2
@@ -89,7 +89,7 @@ def rotate_head(x, start, head, turns, turn_start):
         x[whole(start + half + k)] = second * cos + first * sin
 
 
-@compiled
+@inner
 def gelu_row(gate, gate_start, up_start, count, result, result_start):
     """result = gelu(gate) * up; up is in the same flat array.
 
@@ -101,7 +101,7 @@ def gelu_row(gate, gate_start, up_start, count, result, result_start):
         result[whole(result_start + i)] = x / (f32(1.0) + exp(-twice)) * up
 
 
-@compiled
+@inner
 def softmax_row(scores, start, count, scale, lanes):
     """Replace scores by e^(scale (score - largest)); returns one over their sum."""
     even = count // LANES * LANES
@@ -120,9 +120,9 @@ def softmax_row(scores, start, count, scale, lanes):
     return f32(1.0) / sum
 
 
-@compiled
+@inner
 def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start, lanes):
-    """Levels of each block of BLOCK numbers, stored 128 higher, and its scale: largest magnitude / 127.
+    """Levels of each block of BLOCK numbers, stored ZERO higher, and its scale: largest magnitude / 127.
 
     bytes    flat uint8; from `count` to `padded` the level 0
     """
@@ -139,21 +139,21 @@ def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_sta
         scales[scales_start + block] = largest / f32(127.0)
         inverse = f32(127.0) / largest if largest > f32(0.0) else f32(0.0)
         for i in range(here):
-            bytes[whole(to + i)] = np.uint8(np.int32(x[whole(at + i)] * inverse + f32(128.5)))
+            bytes[whole(to + i)] = np.uint8(np.int32(x[whole(at + i)] * inverse + f32(128.5)) - np.int32(128 - ZERO))
         for i in range(here, BLOCK):
-            bytes[to + i] = np.uint8(128)
+            bytes[to + i] = np.uint8(ZERO)
 
 
-@compiled
-def store_key(x, start, head, position, keys, keys_start, panel):
-    """Write a token's key as a column of its panel: keys (panels, head, panel), of one text and key head."""
-    at = keys_start + (position // panel) * head * panel + position % panel
+@inner
+def store_key(x, start, head, position, keys, keys_start):
+    """Write a token's key as a column of its panel: keys (panels, head, PANEL), of one text and key head."""
+    at = keys_start + (position // PANEL) * head * PANEL + position % PANEL
     for k in range(head):
-        keys[whole(at + k * panel)] = x[whole(start + k)]
+        keys[whole(at + k * PANEL)] = x[whole(start + k)]
 
 
-@compiled
-def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, reach, scale, keys, keys_start, panel,
+@inner
+def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, reach, scale, keys, keys_start,
            scores, stride, sums, found, lanes, context, context_columns, context_at):  # fmt: skip
     """Attention of one head for up to QUERIES tokens of one text, over the keys in their windows only.
 
@@ -161,19 +161,19 @@ def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, rea
     begin               first token of the block, within the text
     query_at, value_at  first column of the head's queries and of its values
     reach               how far a token sees; at least `tokens` in a full layer
-    keys, keys_start    (panels, head, panel) flat, from store_key
+    keys, keys_start    (panels, head, PANEL) flat, from store_key
     scores, stride      scratch (QUERIES, stride) flat
-    sums, found         scratch (QUERIES) and (ROWS, panel) flat
+    sums, found         scratch (QUERIES) and (ROWS, PANEL) flat
     context             (rows, context_columns) flat; the head's first column is context_at
     """
     end = min(begin + QUERIES, tokens)
-    first_panel = max(0, begin - reach) // panel
-    base, last_key = first_panel * panel, min(tokens, end + reach)
+    first_panel = max(0, begin - reach) // PANEL
+    base, last_key = first_panel * PANEL, min(tokens, end + reach)
     for row in range(begin, end, ROWS):
         at = (row - begin) * stride
-        for p in range(first_panel, (last_key + panel - 1) // panel):
-            tile(qkv, (first_row + row) * columns + query_at, columns, keys, keys_start + p * head * panel, panel,
-                 scores, at + (p - first_panel) * panel, stride, head, panel)  # fmt: skip
+        for p in range(first_panel, (last_key + PANEL - 1) // PANEL):
+            tile(qkv, (first_row + row) * columns + query_at, columns, keys, keys_start + p * head * PANEL, PANEL,
+                 scores, at + (p - first_panel) * PANEL, stride, head, keys_start + (p + 1) * head * PANEL)  # fmt: skip
     for row in range(begin, end):
         at = (row - begin) * stride - base
         low, high = max(0, row - reach), min(tokens, row + reach + 1)
@@ -183,10 +183,10 @@ def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, rea
         for i in range(at + high, at + last_key):
             scores[i] = f32(0.0)
     for row in range(begin, end, ROWS):
-        for column in range(0, head, panel):
+        for column in range(0, head, PANEL):
             tile(scores, (row - begin) * stride, stride, qkv, (first_row + base) * columns + value_at + column, columns,
-                 found, 0, panel, last_key - base, panel)  # fmt: skip
+                 found, 0, PANEL, last_key - base, (first_row + base) * columns + value_at + column)  # fmt: skip
             for i in range(min(ROWS, end - row)):
                 to = (first_row + row + i) * context_columns + context_at + column
-                for j in range(min(panel, head - column)):
-                    context[whole(to + j)] = found[whole(i * panel + j)] * sums[row - begin + i]
+                for j in range(min(PANEL, head - column)):
+                    context[whole(to + j)] = found[whole(i * PANEL + j)] * sums[row - begin + i]

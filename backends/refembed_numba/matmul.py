@@ -8,29 +8,44 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import binding
-from numba.core import config as numba_config
+from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
-from .compiled import compiled
-from .instructions import byte_tile, float_tile
+from .compiled import inner
+from .instructions import BYTE_PATHS, FLOAT_PATHS, ROWS, byte_tile, choose, float_tile
 
-ROWS = 6  # of a tile; with 64 columns its 24 sums of 16 lanes, 4 columns and one row fill AVX-512's 32 registers
-WIDE, NARROW = 64, 16  # columns of a panel: with AVX-512, and where registers hold 8 or 4 numbers
+PARTS = 3  # the next panel is fetched while this many tiles of a panel are computed
 BLOCK = 64  # neighbours that share a scale in int8, of a row of activations and of a column of weights
+DOT_OF_BYTES = """
+declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
+define i32 @dot(<16 x i8> %a, <16 x i8> %b) {
+    %wide_a = sext <16 x i8> %a to <16 x i32>
+    %wide_b = sext <16 x i8> %b to <16 x i32>
+    %products = mul <16 x i32> %wide_a, %wide_b
+    %sum = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %products)
+    ret i32 %sum
+}"""
 
 
-def cpu_features() -> set[str]:
-    """What Numba compiles for: this CPU's features, unless Numba was told of another CPU."""
-    if numba_config.CPU_NAME is None and numba_config.CPU_FEATURES is None:
-        return {name for name, here in binding.get_host_cpu_features().items() if here}
-    return {word[1:] for word in (numba_config.CPU_FEATURES or "").split(",") if word.startswith("+")}
+def cpu_features(triple: str, cpu: str, listed: str) -> set[str]:
+    """The features that code for this CPU may use: those listed (+one,-another,...), and of Arm's what LLVM knows.
+
+    LLVM knows an Arm CPU's instructions by its name, and leaves dotprod out of the list (all, on macOS and Windows);
+    whether it would use that one, its answer to a dot product tells.
+    """
+    features = {word[1:] for word in listed.split(",") if word.startswith("+")}
+    if triple.startswith(("aarch64", "arm64")):
+        machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, features=listed)
+        dotprod = "sdot" in machine.emit_assembly(binding.parse_assembly(DOT_OF_BYTES))
+        features |= {"neon", "dotprod"} if dotprod else {"neon"}
+    return features
 
 
-FEATURES = cpu_features()
-VNNI = "avx512vnni" in FEATURES  # LLVM ends the process where it meets an instruction the CPU has not
-
-wide_tile, narrow_tile = float_tile(ROWS, WIDE // 16), float_tile(ROWS, NARROW // 16)
-wide_bytes, wide_bytes_portable = byte_tile(ROWS, WIDE // 16, VNNI), byte_tile(ROWS, WIDE // 16, False)
+TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for
+FEATURES = cpu_features(TRIPLE, CPU, LISTED)
+FLOAT_PATH, BYTE_PATH = choose(FLOAT_PATHS, FEATURES), choose(BYTE_PATHS, FEATURES)
+PANEL, BYTE_PANEL, ZERO = FLOAT_PATH.columns, BYTE_PATH.columns, BYTE_PATH.zero
+tile, bytes_tile = float_tile(FLOAT_PATH), byte_tile(BYTE_PATH)
 
 
 class Matrix(NamedTuple):
@@ -39,10 +54,10 @@ class Matrix(NamedTuple):
     numbers   (layers * panels * depth * panel) float32
     levels    (layers * panels * depth/4 * panel) int32, four signed bytes of a column each
     scales    (layers * panels * depth/BLOCK * panel) float32
-    offsets   the same size, int32: -128 * the sum of the block's levels
+    offsets   the same size, int32: -ZERO * the sum of the block's levels
     depth     numbers in a row of the input; in int8 a multiple of BLOCK, filled up with zeros
     columns   of the output, a multiple of panel, filled up with zeros
-    panel     WIDE or NARROW
+    panel     columns that stand together: PANEL, or BYTE_PANEL
     int8      whether it is
     """
 
@@ -77,64 +92,29 @@ def empty_matrix(layers: int, outputs: int, inputs: int, panel: int, int8: bool)
     )
 
 
-def pack(matrix: Matrix, layer: int, weight: NDArray[np.float32]) -> None:
-    """Write one layer's matrix (outputs, inputs) into its place, quantised where the matrix is int8."""
-    outputs, inputs = weight.shape
-    depth, panels = matrix.depth, matrix.columns // matrix.panel
-    filled = weight
-    if (outputs, inputs) != (matrix.columns, depth):
-        filled = np.zeros((matrix.columns, depth), np.float32)
-        filled[:outputs, :inputs] = weight
-    if not matrix.int8:
-        place = matrix.numbers.reshape(-1, panels, depth, matrix.panel)[layer]  # (panels, depth, panel)
-        place[:] = filled.reshape(panels, matrix.panel, depth).swapaxes(1, 2)
-        return
-    blocks = filled.reshape(panels, matrix.panel, depth // BLOCK, BLOCK)
-    scales = np.abs(blocks).max(-1) / np.float32(127)  # (panels, panel, blocks)
-    levels = np.rint(blocks / np.where(scales > 0, scales, 1)[..., None]).astype(np.int8)
-    sums = levels.sum(-1, dtype=np.int32)
-    shape = (-1, panels, depth // BLOCK, matrix.panel)
-    matrix.scales.reshape(shape)[layer] = scales.swapaxes(1, 2)
-    matrix.offsets.reshape(shape)[layer] = -128 * sums.swapaxes(1, 2)
-    words = levels.reshape(panels, matrix.panel, depth).view("<i4")  # (panels, panel, depth/4)
-    matrix.levels.reshape(-1, panels, depth // 4, matrix.panel)[layer] = words.swapaxes(1, 2)
-
-
-@compiled
-def tile(a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth, panel):  # type: ignore[no-untyped-def]
-    """float_tile of either width."""
-    if panel == WIDE:
-        wide_tile(a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth)
-    else:
-        narrow_tile(a, a_start, a_step, b, b_start, b_step, c, c_start, c_step, depth)
-
-
-@compiled
-def multiply(a, words, word_scales, matrix, layer, first, last, panel_index, vnni, c):  # type: ignore[no-untyped-def]
+@inner
+def multiply(a, words, word_scales, matrix, layer, first, last, panel_index, ahead, c, c_start, c_step):  # type: ignore[no-untyped-def]
     """Rows `first` to `last`, and one panel's columns, of the product of the rows with a layer's matrix.
 
-    a             (rows, depth) flat float32, read in float32
-    words         (rows, depth/4) flat int32, bytes 128 above the level meant, read in int8
-    word_scales   (rows, depth/BLOCK) flat float32, read in int8
-    c             (rows, columns) flat float32
-    first, last   multiples of ROWS
+    a                (rows, depth) flat float32, read in float32
+    words            (rows, depth/4) flat int32, bytes ZERO above the level meant, read in int8
+    word_scales      (rows, depth/BLOCK) flat float32, read in int8
+    ahead            how many panels on the one is that this thread is likely to take next: meanwhile it is fetched
+    c, c_start, c_step   float32, where the first row's first column goes, and how far it is to the next row
+    first, last      multiples of ROWS
     """
-    depth, panel, columns = matrix.depth, matrix.panel, matrix.columns
-    which = layer * (columns // panel) + panel_index
+    depth, panel = matrix.depth, matrix.panel
+    which = layer * (matrix.columns // panel) + panel_index
+    blocks, step = depth // BLOCK, depth // 4
     for row in range(first, last, ROWS):
-        at = row * columns + panel_index * panel
+        at = c_start + (row - first) * c_step
+        part = (row - first) // ROWS
         if not matrix.int8:
-            tile(a, row * depth, depth, matrix.numbers, which * depth * panel, panel, c, at, columns, depth, panel)
-            continue
-        blocks, step = depth // BLOCK, depth // 4
-        levels_at, scales_at = which * step * panel, which * blocks * panel
-        if vnni:
-            wide_bytes(
-                words, row * step, step, word_scales, matrix.levels, levels_at, matrix.scales, matrix.offsets,
-                scales_at, c, at, columns, blocks, BLOCK // 4,
-            )  # fmt: skip
+            start = which * depth * panel
+            soon = start + (ahead * PARTS + part) * depth * panel // PARTS if part < PARTS else start
+            tile(a, row * depth, depth, matrix.numbers, start, panel, c, at, c_step, depth, soon)
         else:
-            wide_bytes_portable(
-                words, row * step, step, word_scales, matrix.levels, levels_at, matrix.scales, matrix.offsets,
-                scales_at, c, at, columns, blocks, BLOCK // 4,
-            )  # fmt: skip
+            start = which * step * panel
+            soon = start + (ahead * PARTS + part) * step * panel // PARTS if part < PARTS else start
+            bytes_tile(words, row * step, step, word_scales, matrix.levels, start, matrix.scales, matrix.offsets,
+                       which * blocks * panel, c, at, c_step, blocks, BLOCK // 4, soon)  # fmt: skip

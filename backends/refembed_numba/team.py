@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from refembed.errors import RefembedError
+
 
 class Team:
     """`size` threads, the caller among them. Callers from many threads take turns; a forked child gets threads anew.
@@ -18,16 +20,31 @@ class Team:
         self.prepare()
 
     def prepare(self) -> None:
-        """Threads and lock of this process."""
+        """Threads and lock of this process. All start now: one missing from a run would keep the others waiting."""
         self.process, self.lock = os.getpid(), threading.Lock()
         self.others = ThreadPoolExecutor(self.size - 1, "refembed") if self.size > 1 else None
+        if not self.others:
+            return
+        here = threading.Barrier(self.size)
+        try:
+            for _ in range(1, self.size):
+                self.others.submit(here.wait)
+        except RuntimeError as error:
+            here.abort()
+            self.others.shutdown(wait=False)
+            raise RefembedError(
+                "option-threads", f"the system starts no more threads ({error}); take fewer than {self.size}"
+            ) from error
+        here.wait()
 
     def run(self, work: Callable[[int], object]) -> None:
-        """work(0) here and work(1), work(2) ... elsewhere; they may wait for each other, so all must run at once."""
+        """work(0) here and work(1), work(2) ... elsewhere; back when work(0) is.
+
+        The work is shared out among whoever comes: a thread that the system lets wait may come when all is done.
+        """
         if self.process != os.getpid():
             self.prepare()
         with self.lock:
-            futures = [self.others.submit(work, number) for number in range(1, self.size)] if self.others else []
+            for number in range(1, self.size):
+                self.others.submit(work, number)  # type: ignore[union-attr]
             work(0)
-            for future in futures:
-                future.result()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from refembed.reference import Config
 from refembed.tokenizer import LARGEST_FILE, Tokenizer
 
-from .compiled import compiled
+from .compiled import compiled, inner
 from .kept import Arrays, kept
 
 BITS = 21  # of a place in a text, a rank, an id: three of them in one int64
@@ -158,7 +158,7 @@ def fill(table, rows):
 
 
 # ------------------------------------------------------------------------------------------------------- tokenize
-@compiled
+@inner
 def slot_of(table, first, second):
     """The slot that has this pair, or the empty one where it would be. Slots are a power of two, never all taken."""
     key = np.uint64(first) << np.uint64(32) | np.uint64(second)
@@ -169,7 +169,7 @@ def slot_of(table, first, second):
     return slot
 
 
-@compiled
+@inner
 def spelled_here(points, start, spelled, tokens):
     """The longest added token that is spelled at `start`: its id and where it ends; EMPTY where none is."""
     node, found, end = 0, EMPTY, start
@@ -183,7 +183,7 @@ def spelled_here(points, start, spelled, tokens):
     return found, end
 
 
-@compiled
+@inner
 def write_character(point, characters, bytes, symbols, count):
     """The character's id, or those of its UTF-8 bytes, from symbols[count]; the new count."""
     point = np.int32(LOW_LINE if point == SPACE else point)
@@ -199,7 +199,7 @@ def write_character(point, characters, bytes, symbols, count):
     return count + 1
 
 
-@compiled
+@inner
 def push(heap, count, key):
     """Add a key to a binary heap of `count`, least first."""
     at = count
@@ -209,7 +209,7 @@ def push(heap, count, key):
     heap[at] = key
 
 
-@compiled
+@inner
 def pop(heap, count):
     """The least key of `count`; the rest stays a heap."""
     least, key, last = heap[0], heap[count - 1], count - 1
@@ -226,7 +226,7 @@ def pop(heap, count):
     return least
 
 
-@compiled
+@inner
 def offer(heap, count, merges, left, right, place):
     """Put the merge of two neighbours on the heap, if there is one; the new count. Keys: rank, place, id of both."""
     slot = slot_of(merges, left, right)
@@ -236,7 +236,7 @@ def offer(heap, count, merges, left, right, place):
     return count + 1
 
 
-@compiled
+@inner
 def merge_symbols(symbols, start, end, merges, heap, before, after):
     """Merge neighbours within symbols[start:end], lowest rank first and then leftmost, in place; the new end.
 
