@@ -919,7 +919,9 @@ SURFACE = {
     "similarity": "QUERY TEXT -i --model --backend --precision --threads --debug",
     "search": "CORPUS QUERY -k --model --backend --precision --threads --debug",
     "inspect": "TEXT --task --prompt --model --backend --precision --threads --debug",
-    "doctor": "--debug",
+    "doctor": "--warm --debug",
+    "bench": "--model --backend --precision --threads --against --python --workload --rounds --first-time --curve "
+    "--stream --json --debug",
 }
 
 

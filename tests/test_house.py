@@ -43,6 +43,8 @@ def test_wheel_carries_what_users_need(tmp_path):
         "golden/embeddinggemma-300m/manifest.json",
         "golden/embeddinggemma-300m/defects.safetensors",
         "golden/quantised/manifest.json",
+        "bench/texts.txt",
+        "bench/peers/__init__.py",
     }
     assert needed <= {name.removeprefix("refembed/") for name in names}
     assert {"refembed_numba/backend.py", "refembed_numba/encoder.py"} <= names
