@@ -272,16 +272,17 @@ def make_batch(lengths: list[int], model: Model, threads: int) -> Batch:
     def floats(columns: int, more: int = 0) -> Floats:
         return np.zeros(room * columns + more, np.float32)
 
+    inputs = floats(max(model.width, model.heads * model.head))  # normed, until queries are made of it, then context
     return Batch(
         rows, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths),
-        floats(model.width), floats(model.width), floats(model.qkv.columns, panel), floats(model.heads * model.head),
+        floats(model.width), inputs, floats(model.qkv.columns, panel), inputs,
         floats(model.output.columns), floats(0 if int8 else model.mlp),
         np.zeros(model.key_heads * panels[-1] * model.head * panel, np.float32),
         bytes, bytes.view(np.int32), np.zeros(len(bytes) // BLOCK, np.float32),
         gated_bytes, gated_bytes.view(np.int32), np.zeros(len(gated_bytes) // BLOCK, np.float32),
         np.zeros((threads, QUERIES * stride), np.float32), np.zeros((threads, QUERIES), np.float32),
         np.zeros((threads, ROWS * panel), np.float32), np.zeros((threads, ROWS_A_TASK * TRIO), np.float32),
-        np.zeros((threads, 16), np.float32), np.array(count_tasks(model, rows, len(blocks))),
+        np.array(count_tasks(model, rows, len(blocks))),
         new_counters(model.layers * STEPS),
     )  # fmt: skip
 

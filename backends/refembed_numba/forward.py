@@ -71,7 +71,7 @@ class Batch(NamedTuple):
     keys       (key_heads, panels, head, PANEL)
     bytes      int8: the levels of normed or context, (rows, depth), also seen as words of four; byte_scales (rows,
                depth/BLOCK); and the same of gated, which is written while normed is read
-    scores, sums, found, trios, lanes   scratch of each thread
+    scores, sums, found, trios   scratch of each thread
     tasks      (STEPS) how many tasks a step has
     counters   (1 + steps, 2) apart: tasks taken, tasks done
     """
@@ -99,7 +99,6 @@ class Batch(NamedTuple):
     sums: NDArray[np.float32]
     found: NDArray[np.float32]
     trios: NDArray[np.float32]
-    lanes: NDArray[np.float32]
     tasks: NDArray[np.int64]
     counters: NDArray[np.int64]
 
@@ -120,19 +119,19 @@ def wait(counters, place, tasks):
 
 
 @inner
-def norm_rows(model, batch, which, first, last, lanes):
+def norm_rows(model, batch, which, first, last):
     """normed = the norm `which` of x, and its levels where a product in int8 will read it."""
     width, depth = model.width, model.qkv.depth
     for row in range(first, last):
         at = row * width
-        norm_row(batch.x, at, width, model.norms, which * width, model.epsilon, lanes, batch.normed, at)
+        norm_row(batch.x, at, width, model.norms, which * width, model.epsilon, batch.normed, at)
         if model.qkv.int8:
             quantise_row(batch.normed, at, width, batch.bytes, row * depth, depth, batch.byte_scales,
-                         row * (depth // BLOCK), lanes)  # fmt: skip
+                         row * (depth // BLOCK))  # fmt: skip
 
 
 @inner
-def turn_rows(model, batch, layer, first, last, lanes):
+def turn_rows(model, batch, layer, first, last):
     """Norm and turn queries and keys, and lay the keys out by columns."""
     head, columns = model.head, model.qkv.columns
     kind = 0 if model.sliding[layer] else 1
@@ -143,7 +142,7 @@ def turn_rows(model, batch, layer, first, last, lanes):
         for part in range(model.heads + model.key_heads):
             at, key = row * columns + part * head, part - model.heads
             weight = (layer * 2 + (1 if key >= 0 else 0)) * head
-            norm_row(batch.qkv, at, head, model.head_norms, weight, model.epsilon, lanes, batch.qkv, at)
+            norm_row(batch.qkv, at, head, model.head_norms, weight, model.epsilon, batch.qkv, at)
             rotate_head(batch.qkv, at, head, model.turns, turn)
             if key >= 0:
                 panels = batch.panels[len(batch.panels) - 1]
@@ -152,7 +151,7 @@ def turn_rows(model, batch, layer, first, last, lanes):
 
 
 @inner
-def attend_block(model, batch, layer, task, thread, lanes):
+def attend_block(model, batch, layer, task, thread):
     """One block of queries of one head."""
     head = model.head
     text, begin = batch.blocks[task // model.heads, 0], batch.blocks[task // model.heads, 1]
@@ -163,26 +162,26 @@ def attend_block(model, batch, layer, task, thread, lanes):
     attend(batch.qkv, model.qkv.columns, first_row, tokens, begin, query * head,
            (model.heads + model.key_heads + key) * head, head, model.reach if model.sliding[layer] else tokens,
            model.scale, batch.keys, keys_start, batch.scores[thread], batch.stride, batch.sums[thread],
-           batch.found[thread], lanes, batch.context, model.heads * head, query * head)  # fmt: skip
+           batch.found[thread], batch.context, model.heads * head, query * head)  # fmt: skip
 
 
 @inner
-def add_rows(model, batch, which, first, last, lanes):
+def add_rows(model, batch, which, first, last):
     """x += norm `which` of update; then the norm that follows, while the row is at hand."""
     width, columns = model.width, model.output.columns
     for row in range(first, last):
         add_norm_row(batch.x, row * width, batch.update, row * columns, width, model.norms, which * width,
-                     model.epsilon, lanes)  # fmt: skip
-    norm_rows(model, batch, which + 1, first, last, lanes)
+                     model.epsilon)  # fmt: skip
+    norm_rows(model, batch, which + 1, first, last)
 
 
 @inner
-def level_rows(model, batch, first, last, lanes):
+def level_rows(model, batch, first, last):
     """int8: the levels of context."""
     size, depth = model.heads * model.head, model.output.depth
     for row in range(first, last):
         quantise_row(batch.context, row * size, size, batch.bytes, row * depth, depth, batch.byte_scales,
-                     row * (depth // BLOCK), lanes)  # fmt: skip
+                     row * (depth // BLOCK))  # fmt: skip
 
 
 def count_tasks(model: Model, rows: int, blocks: int) -> list[int]:
@@ -209,7 +208,7 @@ def product_task(batch, a, words, scales, matrix, layer, task, threads, c):
 
 
 @inner
-def expand_task(model, batch, layer, task, threads, trio, lanes):
+def expand_task(model, batch, layer, task, threads, trio):
     """BLOCK columns of gated = gelu(gate) * up for ROWS_A_TASK rows; in int8 their levels."""
     matrix, mlp, depth = model.expand, model.mlp, model.contract.depth
     half, parts = matrix.columns // matrix.panel // 2, (mlp + BLOCK - 1) // BLOCK
@@ -226,22 +225,22 @@ def expand_task(model, batch, layer, task, threads, trio, lanes):
         if model.contract.int8:
             gelu_row(trio, at, at + BLOCK, count, trio, at + 2 * BLOCK)
             quantise_row(trio, at + 2 * BLOCK, count, batch.gated_bytes, row * depth + block * BLOCK, BLOCK,
-                         batch.gated_scales, row * (depth // BLOCK) + block, lanes)  # fmt: skip
+                         batch.gated_scales, row * (depth // BLOCK) + block)  # fmt: skip
         else:
             gelu_row(trio, at, at + BLOCK, count, batch.gated, row * mlp + block * BLOCK)
 
 
 @inner
-def rows_task(model, batch, layer, step, task, lanes):
+def rows_task(model, batch, layer, step, task):
     """ROWS_A_STEP rows of the work along rows."""
     first = task * ROWS_A_STEP
     last = min(first + ROWS_A_STEP, batch.rows)
     if step == TURN:
-        turn_rows(model, batch, layer, first, last, lanes)
+        turn_rows(model, batch, layer, first, last)
     elif step == LEVELS:
-        level_rows(model, batch, first, last, lanes)
+        level_rows(model, batch, first, last)
     else:
-        add_rows(model, batch, layer * 4 + (1 if step == ADD_ATTENTION else 3), first, last, lanes)
+        add_rows(model, batch, layer * 4 + (1 if step == ADD_ATTENTION else 3), first, last)
 
 
 @compiled
@@ -250,10 +249,9 @@ def forward(thread, threads, first_step, last_step, model, batch):
 
     Every thread calls this with its own number. batch.counters must be zero from first_step on.
     """
-    lanes = batch.lanes[thread]
     if first_step == 0:
         if add_to(batch.counters, 0) == 0:
-            norm_rows(model, batch, first_step, first_step, batch.rows, lanes)
+            norm_rows(model, batch, first_step, first_step, batch.rows)
             add_to(batch.counters, APART)
         wait(batch.counters, APART, 1)
     for at in range(first_step, last_step):
@@ -263,9 +261,9 @@ def forward(thread, threads, first_step, last_step, model, batch):
         task = add_to(batch.counters, place)
         while task < tasks:
             if step == ATTEND:
-                attend_block(model, batch, layer, task, thread, lanes)
+                attend_block(model, batch, layer, task, thread)
             elif step == EXPAND:
-                expand_task(model, batch, layer, task, threads, batch.trios[thread], lanes)
+                expand_task(model, batch, layer, task, threads, batch.trios[thread])
             elif step == PROJECT:
                 product_task(batch, batch.normed, batch.words, batch.byte_scales, model.qkv, layer, task,
                              threads, batch.qkv)  # fmt: skip
@@ -276,7 +274,7 @@ def forward(thread, threads, first_step, last_step, model, batch):
                 product_task(batch, batch.gated, batch.gated_words, batch.gated_scales, model.contract, layer, task,
                              threads, batch.update)  # fmt: skip
             else:
-                rows_task(model, batch, layer, step, task, lanes)
+                rows_task(model, batch, layer, step, task)
             add_to(batch.counters, place + APART)
             task = add_to(batch.counters, place)
         wait(batch.counters, place + APART, tasks)

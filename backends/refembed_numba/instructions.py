@@ -295,37 +295,53 @@ def addresses(context: Any, builder: Any, signature: Any, given: Any) -> list[An
 
 
 # --------------------------------------------------------------------------------------------------- sums along a row
-def along_row(start_value: float, step: Any) -> Any:
-    """A function that goes along numbers of a flat array sixteen lanes at a time, and leaves the lanes in another."""
+def along_row(start_value: float, step: Any, join: Any) -> Any:
+    """A function that goes along numbers of a flat array sixteen lanes at a time, and then joins the lanes."""
 
     @intrinsic
-    def lanes(typing: Any, x: Any, start: Any, count: Any, result: Any) -> Any:
-        """result[0:16] = the lanes after `count` numbers from `start`; count a multiple of 16."""
+    def row(typing: Any, x: Any, start: Any, count: Any) -> Any:
+        """One number of `count` from `start`, a multiple of 16: lanes by step, then halves onto halves by join."""
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            x, result = (data_of(context, builder, signature.args[at], given[at]) for at in (0, 3))
-            place = cgutils.alloca_once(builder, FLOATS)
+            x, place = data_of(context, builder, signature.args[0], given[0]), cgutils.alloca_once(builder, FLOATS)
             builder.store(every(start_value, FLOATS), place)
             with cgutils.for_range_slice(builder, LONG(0), given[2], LONG(LANES)) as (index, _):
                 number = load(builder, x, builder.add(given[1], index), FLOATS)
                 builder.store(step(builder, builder.load(place), number), place)
-            store(builder, builder.load(place), result, LONG(0))
-            return context.get_dummy_value()
+            lanes = builder.load(place)
+            while lanes.type.count > 1:
+                half = lanes.type.count // 2
+                low, high = (
+                    builder.shuffle_vector(
+                        lanes, lanes, ir.Constant(ir.VectorType(INT, half), list(range(at, at + half)))
+                    )
+                    for at in (0, half)
+                )
+                lanes = join(builder, low, high)
+            return builder.extract_element(lanes, INT(0))
 
-        return types.void(x, types.intp, types.intp, result), generate
+        return types.float32(x, types.intp, types.intp), generate
 
-    return lanes
-
-
-def greater(builder: Any, lanes: Any, number: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", number, lanes), number, lanes)
+    return row
 
 
-square_lanes = along_row(0.0, lambda builder, lanes, number: multiply_add(builder, number, number, lanes))
-sum_lanes = along_row(0.0, lambda builder, lanes, number: builder.fadd(lanes, number))
-largest_lanes = along_row(-np.inf, greater)
-magnitude_lanes = along_row(
-    0.0, lambda builder, lanes, number: greater(builder, lanes, call(builder, "llvm.fabs.v16f32", FLOATS, number))
+def add(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(a, b)
+
+
+def greater(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+
+def magnitude(builder: Any, number: Any) -> Any:
+    return call(builder, "llvm.fabs.v16f32", FLOATS, number)
+
+
+sum_of_squares = along_row(0.0, lambda builder, lanes, number: multiply_add(builder, number, number, lanes), add)
+sum_of_row = along_row(0.0, add, add)
+largest_of_row = along_row(-np.inf, greater, greater)
+largest_magnitude = along_row(
+    0.0, lambda builder, lanes, number: greater(builder, lanes, magnitude(builder, number)), greater
 )
 
 

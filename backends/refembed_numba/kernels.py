@@ -1,7 +1,7 @@
 """The work between the matrix products, each part reading its rows once. All arrays are flat or have one row a token.
 
 Nothing here is fast-math. Indices cast to `uintp` are known not to be negative: Numba then leaves its check for
-negative ones out, which lets LLVM use vectors. `lanes` is a scratch of 16 numbers for sums along a row.
+negative ones out, which lets LLVM use vectors.
 """
 # mypy: disable-error-code="no-untyped-def"
 # the types of a compiled function's arguments are its caller's: docstrings say them
@@ -11,7 +11,15 @@ import math
 import numpy as np
 
 from .compiled import inner
-from .instructions import LANES, ROWS, float_of_bits, largest_lanes, magnitude_lanes, square_lanes, sum_lanes
+from .instructions import (
+    LANES,
+    ROWS,
+    float_of_bits,
+    largest_magnitude,
+    largest_of_row,
+    sum_of_row,
+    sum_of_squares,
+)
 from .matmul import BLOCK, PANEL, ZERO, tile
 
 f32, whole = np.float32, np.uintp
@@ -41,39 +49,27 @@ def exp(x):
 
 
 @inner
-def total(lanes):
-    """The sum of 16 lanes, halves onto halves."""
-    step = LANES // 2
-    while step:
-        for i in range(step):
-            lanes[i] += lanes[i + step]
-        step //= 2
-    return lanes[0]
-
-
-@inner
-def inverse_rms(x, start, count, epsilon, lanes):
+def inverse_rms(x, start, count, epsilon):
     """1 / sqrt(mean square + epsilon) of `count` numbers of flat x."""
     even = count // LANES * LANES
-    square_lanes(x, start, even, lanes)
-    squares = total(lanes)
+    squares = sum_of_squares(x, start, even)
     for i in range(start + even, start + count):
         squares += x[i] * x[i]
     return f32(1.0) / np.sqrt(squares / f32(count) + epsilon)
 
 
 @inner
-def norm_row(x, start, count, weight, weight_start, epsilon, lanes, result, result_start):
+def norm_row(x, start, count, weight, weight_start, epsilon, result, result_start):
     """result = the row's numbers over their root mean square, times weight; weight has its one added already."""
-    scale = inverse_rms(x, start, count, epsilon, lanes)
+    scale = inverse_rms(x, start, count, epsilon)
     for i in range(count):
         result[whole(result_start + i)] = x[whole(start + i)] * scale * weight[whole(weight_start + i)]
 
 
 @inner
-def add_norm_row(x, start, update, update_start, count, weight, weight_start, epsilon, lanes):
+def add_norm_row(x, start, update, update_start, count, weight, weight_start, epsilon):
     """x += norm(update): the second or fourth norm of a layer and the residual."""
-    scale = inverse_rms(update, update_start, count, epsilon, lanes)
+    scale = inverse_rms(update, update_start, count, epsilon)
     for i in range(count):
         x[whole(start + i)] += update[whole(update_start + i)] * scale * weight[whole(weight_start + i)]
 
@@ -102,26 +98,22 @@ def gelu_row(gate, gate_start, up_start, count, result, result_start):
 
 
 @inner
-def softmax_row(scores, start, count, scale, lanes):
+def softmax_row(scores, start, count, scale):
     """Replace scores by e^(scale (score - largest)); returns one over their sum."""
     even = count // LANES * LANES
-    largest_lanes(scores, start, even, lanes)
-    largest = f32(-np.inf)
-    for i in range(LANES):
-        largest = max(largest, lanes[i])
+    largest = largest_of_row(scores, start, even)
     for i in range(start + even, start + count):
         largest = max(largest, scores[i])
     for i in range(count):
         scores[whole(start + i)] = exp((scores[whole(start + i)] - largest) * scale)
-    sum_lanes(scores, start, even, lanes)
-    sum = total(lanes)
+    sum = sum_of_row(scores, start, even)
     for i in range(start + even, start + count):
         sum += scores[i]
     return f32(1.0) / sum
 
 
 @inner
-def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start, lanes):
+def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start):
     """Levels of each block of BLOCK numbers, stored ZERO higher, and its scale: largest magnitude / 127.
 
     bytes    flat uint8; from `count` to `padded` the level 0
@@ -130,10 +122,7 @@ def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_sta
         here = min(BLOCK, count - block * BLOCK)
         even = here // LANES * LANES
         at, to = start + block * BLOCK, bytes_start + block * BLOCK
-        magnitude_lanes(x, at, even, lanes)
-        largest = f32(0.0)
-        for i in range(LANES):
-            largest = max(largest, lanes[i])
+        largest = largest_magnitude(x, at, even)
         for i in range(even, here):
             largest = max(largest, abs(x[at + i]))
         scales[scales_start + block] = largest / f32(127.0)
@@ -154,7 +143,7 @@ def store_key(x, start, head, position, keys, keys_start):
 
 @inner
 def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, reach, scale, keys, keys_start,
-           scores, stride, sums, found, lanes, context, context_columns, context_at):  # fmt: skip
+           scores, stride, sums, found, context, context_columns, context_at):  # fmt: skip
     """Attention of one head for up to QUERIES tokens of one text, over the keys in their windows only.
 
     qkv                 (rows, columns) flat; the text's tokens are rows first_row .. first_row + tokens
@@ -177,7 +166,7 @@ def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, rea
     for row in range(begin, end):
         at = (row - begin) * stride - base
         low, high = max(0, row - reach), min(tokens, row + reach + 1)
-        sums[row - begin] = softmax_row(scores, at + low, high - low, scale, lanes)
+        sums[row - begin] = softmax_row(scores, at + low, high - low, scale)
         for i in range(at + base, at + low):
             scores[i] = f32(0.0)
         for i in range(at + high, at + last_key):

@@ -63,9 +63,9 @@ def gelu_of(gate_up, result):
 
 
 @compiled
-def quantise(rows, size, bytes, depth, scales, lanes):
+def quantise(rows, size, bytes, depth, scales):
     for row in range(len(rows) // size):
-        quantise_row(rows, row * size, size, bytes, row * depth, depth, scales, row * (depth // BLOCK), lanes)
+        quantise_row(rows, row * size, size, bytes, row * depth, depth, scales, row * (depth // BLOCK))
 
 
 @compiled
@@ -84,7 +84,7 @@ def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, size = rows.shape
     depth = round_up(size, BLOCK)
     bytes, scales = np.zeros(count * depth, np.uint8), np.zeros(count * depth // BLOCK, np.float32)
-    quantise(rows.ravel(), size, bytes, depth, scales, np.zeros(16, np.float32))
+    quantise(rows.ravel(), size, bytes, depth, scales)
     return bytes, scales
 
 
