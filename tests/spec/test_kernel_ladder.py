@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
@@ -158,7 +159,8 @@ def test_readme_has_the_commands_tables():
         }
         for precision, rungs in ladder.LADDERS.items()
     }
-    printed = ladder.pages(ONE, found, dict.fromkeys(ladder.TILES, 1.0))
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        printed = ladder.pages(ONE, found, dict.fromkeys(ladder.TILES, 1.0))
     (tables,) = MARKED.findall(PAGE.read_text())
     assert skeleton(tables) == skeleton(printed)
     assert len(skeleton(tables)) > 60
