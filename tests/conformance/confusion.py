@@ -50,6 +50,7 @@ SHORT = 80  # tokens of a case's texts together: what takes a fraction of a seco
 SHOWN = 4  # names of one trial that are kept
 PAIRS = (  # in different places, so that both are made
     ("causal", "dense-missing"),
+    ("causal", "window-halved-1"),
     ("window-ignored", "gelu-exact"),
     ("bos-missing", "pool-last"),
     ("lower-cased", "eos-missing"),
@@ -80,7 +81,7 @@ LONG = {  # family -> families whose long cases its mistakes are asked on the re
     "F": ("F",),
 }
 LONGEST = 640  # tokens of such a case; but those of E6 and B6 show on longer ones alone
-LENGTHS = ("window-of-three-quarters", "causal-with-another-window")  # relatives of B, asked what B is asked
+LENGTHS = ("window-of-three-quarters",)  # relatives of B, asked what B is asked
 RIGHT, DEFECT, CONTROL, OTHER, PAIR = "right", "defect", "control", "other", "pair"
 Group = tuple[str, str, str]  # suite, port, precision
 PROMISED: frozenset[Group] = frozenset(
