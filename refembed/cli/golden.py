@@ -34,21 +34,13 @@ def run(given: argparse.Namespace) -> int:
             print(f"{case.id:<34} {lengths:>9} tokens  {case.why}")
     elif given.what == "inputs":
         for case in suite.cases:
-            print(
-                json.dumps(
-                    {"case": case.id, "prompted": case.prompted, "dimensions": case.dimensions}, ensure_ascii=False
-                )
-            )
+            print(json.dumps({"case": case.id, "prompted": case.prompted, "dimensions": case.dimensions}))
     else:
         found = [case for case in suite.cases if case.id == given.case]
         if not found:
             raise RefembedError("verify-no-case", f"{given.suite} has no case {given.case!r}; 'golden list' shows them")
         (case,) = found
-        print(
-            json.dumps(
-                {"case": case.id, "why": case.why, "prompted": case.prompted, "flags": case.flags}, ensure_ascii=False
-            )
-        )
+        print(json.dumps({"case": case.id, "why": case.why, "prompted": case.prompted, "flags": case.flags}))
         for row, ids in enumerate(suite.tokens(case)):
             print(json.dumps({"text": row, "ids": ids.tolist(), "embedding": suite.vectors(case)[row].tolist()}))
     return 0

@@ -2,17 +2,16 @@
 
 Reach the port in one of five ways: a Python function (--call module:function, a list of texts to vectors), a command
 that speaks JSON lines (--command), an HTTP server (--url with --dialect), a file of vectors (--vectors), or one of
-refembed's own backends (--backend). spec/protocol.md says how, by example.
+refembed's own backends (--backend). spec/protocol.md of the source distribution says how, by example.
 
   refembed verify --call my_port:embed
-  refembed verify --command "./my_port twin.safetensors" --precision float32 --track runs.json
-  refembed verify --suite embeddinggemma-300m --url http://127.0.0.1:8080 --dialect openai
+  refembed verify --command "./my_port $(refembed golden path twin)/checkpoint" --track runs.json
+  refembed verify --model embeddinggemma-300m --url http://127.0.0.1:8080 --dialect openai
 
 Exit status: 0 the port conforms, 1 it does not, 2 it could not be verified.
 """
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -23,13 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from ..conformance.mutation import Text
-from ..conformance.port import CALLS, DIALECTS, CallablePort, CommandPort, FilePort, HttpPort, Port, within
-from ..conformance.report import as_json, as_junit, as_text, changes, is_report, verdict_lines
+from ..conformance.port import CALLS, DIALECTS, CallPort, CommandPort, FilePort, HttpPort, Port, within
+from ..conformance.report import as_json, as_junit, as_text, changes, is_report, unlike, verdict_lines
 from ..conformance.suite import PRECISIONS, Case, Suite, golden_folder, open_suite
-from ..conformance.verify import LEVELS, verify
+from ..conformance.verify import LEVELS, Report, verify
 from ..embedder import Embedder, load
 from ..errors import RefembedError
 from ..output import check_output, open_output
+
+TIMEOUT = 120
+BELONGS = {  # option -> the ways to reach a port that have it
+    "dialect": ("url",),
+    "name": ("url",),
+    "checkpoint": ("backend",),
+    "timeout": ("call", "program", "url"),
+}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -40,13 +47,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     ways.add_argument("--vectors", metavar="FILE", help=".jsonl or .safetensors of vectors by case")
     ways.add_argument("--backend", metavar="B", help="one of refembed's own backends")
     command.add_argument(
-        "--suite", metavar="S", default="twin", help="twin (default), embeddinggemma-300m, or a folder"
+        "--suite", "--model", metavar="S", default="twin", help="twin (default), embeddinggemma-300m, or a folder"
     )
     command.add_argument("--checkpoint", metavar="FOLDER", help="with --backend: the model's folder (the twin's own)")
-    command.add_argument("--dialect", choices=DIALECTS, default="openai", help="with --url (openai)")
-    command.add_argument("--name", default="embeddinggemma", help="with --url: the model's name there (embeddinggemma)")
+    command.add_argument("--dialect", choices=DIALECTS, help="with --url (openai)")
+    command.add_argument("--name", help="with --url: the model's name there (embeddinggemma)")
     command.add_argument(
-        "--timeout", type=seconds, default=120, metavar="S", help="seconds to wait for an answer (120)"
+        "--timeout", type=seconds, metavar="S", help=f"seconds to wait for an answer, or a start ({TIMEOUT})"
     )
     command.add_argument("--precision", default="float32", metavar="P", help="whose bounds apply (float32)")
     command.add_argument("--levels", default=",".join(LEVELS), metavar="L,L", help=f"some of {','.join(LEVELS)}")
@@ -59,6 +66,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
+    check_options(given)
     folder = Path(given.suite)
     suite = open_suite(folder if folder.is_dir() else golden_folder(given.suite))
     before = read_track(given.track)
@@ -70,18 +78,39 @@ def run(given: argparse.Namespace) -> int:
         report = verify(suite, port, bounds, words(given.levels), words(given.cases))
     finally:
         port.close()
-    if before is None:
+    apart = unlike(report, before) if before else []
+    if before is None or apart:
         print(as_text(report))
     else:
         print("\n".join(changes(report, before) or ["no change"]))
         print("\n".join(verdict_lines(report)))
-    for path, write in ((given.json, as_json), (given.junit, as_junit), (given.track, as_json)):
+    for path, write in ((given.json, as_json), (given.junit, as_junit), (track_file(given, report, apart), as_json)):
         if path:
             with open_output(path) as handle:
                 handle.write(write(report))
     if not report.answered:
         return 2
     return 0 if report.conforms else 1
+
+
+def check_options(given: argparse.Namespace) -> None:
+    """Raise where an option is given that would be ignored."""
+    for option, ways in BELONGS.items():
+        if getattr(given, option) is not None and all(getattr(given, way) is None for way in ways):
+            names = " and ".join(f"--{'command' if way == 'program' else way}" for way in ways)
+            raise RefembedError("verify-option", f"--{option} goes with {names} only; leave it out")
+
+
+def track_file(given: argparse.Namespace, report: Report, apart: list[str]) -> str | None:
+    """Where this run is kept, if it is: it may take the place of one like it, and of nothing without an answer."""
+    if given.track and apart:
+        why = f"it is of another run: {'; '.join(apart)}; to track this one, name another file"
+    elif given.track and not report.answered:
+        why = "nothing was answered"
+    else:
+        return str(given.track) if given.track else None
+    print(f"note: {given.track} is left as it is, since {why}", file=sys.stderr)
+    return None
 
 
 def words(listed: str) -> list[str]:
@@ -97,12 +126,14 @@ def seconds(text: str) -> float:
 
 def open_port(given: argparse.Namespace, suite: Suite) -> Port:
     """The port that the options name."""
+    timeout = given.timeout or TIMEOUT
     if given.call is not None:
-        return CallablePort(find_function(given.call), name=given.call, timeout=given.timeout)
+        return CallPort(given.call, timeout)
     if given.program is not None:
-        return CommandPort(given.program, given.timeout)
+        return CommandPort(given.program, timeout)
     if given.url is not None:
-        return HttpPort(given.url, given.dialect, given.name, given.timeout, os.environ.get("REFEMBED_API_KEY", ""))
+        key, name = os.environ.get("REFEMBED_API_KEY", ""), given.name or "embeddinggemma"
+        return HttpPort(given.url, given.dialect or "openai", name, timeout, key)
     if given.vectors is not None:
         return FilePort(Path(given.vectors))
     folder = given.checkpoint or suite.folder / "checkpoint"
@@ -159,19 +190,6 @@ def quietly(ask: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return within(None, ask)
-
-
-def find_function(name: str) -> Callable[[list[str]], Any]:
-    module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function or "embed")
-    except (Exception, SystemExit) as error:  # whatever the module does as it is imported
-        reason = f"{type(error).__name__} {error}"
-        raise RefembedError("port-call", f"{name} cannot be imported: {reason}; give MODULE:FUNCTION") from error
-    if not callable(found):
-        raise RefembedError("port-call", f"{name} is {type(found).__name__}, a function needed; give MODULE:FUNCTION")
-    return found
 
 
 def read_track(path: str | None) -> Any:

@@ -8,7 +8,9 @@ import http.client
 import json
 import queue
 import shlex
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import urllib.error
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RefembedError, printable
+from . import call
 from .mutation import Text
 from .suite import Case
 
@@ -40,7 +43,11 @@ class PortError(Exception):
         super().__init__(printable(said))
 
 
-class PortTimeoutError(PortError):
+class PortLostError(PortError):
+    """It ended, cannot be reached, or says what is no JSON: to ask it again takes long or is in vain."""
+
+
+class PortTimeoutError(PortLostError):
     """It did not answer in time."""
 
 
@@ -133,19 +140,29 @@ class CommandPort:
     The calls are start, tokenize, embed, trace and stop; spec/protocol.md has them by example.
     """
 
+    refusal = "answered with an error: "  # before the words of a port that answers so
+
     def __init__(self, command: str, timeout: float = 60) -> None:
-        self.name, self.timeout = command, timeout
+        if not command.strip():
+            raise RefembedError("port-command", "the command is empty: it cannot be started; name a program")
+        try:
+            self.open(shlex.split(command), command, timeout)
+        except (OSError, ValueError) as error:
+            raise RefembedError("port-command", f"{command!r} cannot be started: {error}") from error
+        except PortError as error:
+            raise RefembedError("port-start", f"{command} did not start: it {error}") from error
+
+    def open(self, command: list[str], name: str, timeout: float) -> None:
+        """Start it for the first time, and read what it can do."""
+        self.command, self.name, self.timeout = command, name, timeout
         self.process: subprocess.Popen[bytes] | None = None
         self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  what it says on standard error
         try:
-            self.command = shlex.split(command)
             answer = self.start()
-        except (OSError, ValueError, IndexError) as error:
-            raise RefembedError("port-command", f"{command!r} cannot be started: {error}") from error
-        except PortError as error:
+        except PortError:
             self.close()
-            raise RefembedError("port-start", f"{command} did not start: it {error}") from error
-        self.name = printable(str(answer.get("name", command)))[:200]
+            raise
+        self.name = printable(str(answer.get("name", name)))[:200]
         can = answer.get("can")
         self.can = CALLS & {"embed", *(call for call in can if isinstance(call, str))} if type(can) is list else EMBED
 
@@ -172,7 +189,7 @@ class CommandPort:
                 self.start()
             except (OSError, PortError) as error:
                 self.kill()
-                raise PortError(f"could not be started again: it {error}") from error
+                raise PortLostError(f"could not be started again: it {error}") from error
         return self.send(message)
 
     def send(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +197,7 @@ class CommandPort:
         assert process
         assert process.stdin
         try:
-            process.stdin.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+            process.stdin.write(json.dumps(message).encode() + b"\n")
             process.stdin.flush()
             line = self.lines.get(timeout=self.timeout)
         except queue.Empty:
@@ -189,7 +206,7 @@ class CommandPort:
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
-            raise PortError(self.ended(line))
+            raise PortLostError(self.ended(line))
         try:
             answer = read_answer(line)
         except PortError:
@@ -198,7 +215,7 @@ class CommandPort:
         if not isinstance(answer, dict):
             raise PortError(f"answered {type(answer).__name__}, a JSON object is needed")
         if "error" in answer:
-            raise PortError(f"answered with an error: {str(answer['error'])[:200]}")
+            raise PortError(f"{self.refusal}{str(answer['error'])[:200]}")
         return answer
 
     def ended(self, line: bytes) -> str:
@@ -214,7 +231,8 @@ class CommandPort:
             return "closed its standard output"
         self.said.seek(max(0, self.said.seek(0, 2) - 2000))
         words = self.said.read().decode(errors="replace").strip().splitlines()
-        return f"ended with status {status}" + (f", saying: {words[-1][:200]}" if words else "")
+        how = f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
+        return how + (f", saying: {words[-1][:200]}" if words else "")
 
     def kill(self) -> None:
         if self.process:
@@ -247,12 +265,31 @@ class CommandPort:
             process.wait()
 
 
+class CallPort(CommandPort):
+    """A Python function, MODULE:FUNCTION, looked up from the current folder, in a process of its own."""
+
+    refusal = ""
+
+    def __init__(self, function: str, timeout: float = 60) -> None:
+        try:
+            self.open([sys.executable, str(call.__file__), function], function, timeout)
+        except (OSError, ValueError, PortError) as error:
+            raise RefembedError("port-call", f"{function!r} {error}; give MODULE:FUNCTION") from error
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def read_answer(line: bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         long = f"the first {LONGEST_ANSWER} bytes of " if len(line) >= LONGEST_ANSWER else ""
-        raise PortError(f"answered something that is not JSON: {long}{line[:60]!r}") from error
+        raise PortLostError(f"answered something that is not JSON: {long}{line[:60]!r}") from error
 
 
 def take(answer: dict[str, Any], key: str) -> Any:
@@ -273,7 +310,10 @@ class HttpPort:
             raise RefembedError("port-dialect", f"no dialect {dialect!r}; the dialects are {', '.join(DIALECTS)}")
         if not url.startswith(("http://", "https://")):
             raise RefembedError("port-url", f"{url!r} is no http:// or https:// address")
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix(PATHS[dialect])
+        if dialect == "openai":  # whose clients are given the address with it
+            self.url = self.url.removesuffix("/v1")
+        self.address = self.url + PATHS[dialect]
         self.name = f"{model} at {self.url}"
         self.dialect, self.model, self.timeout, self.key = dialect, model, timeout, key
 
@@ -285,11 +325,14 @@ class HttpPort:
             "tei": {"inputs": texts, "truncate": True},
             "llamacpp": {"content": texts},
         }
-        return self.vectors(within(self.timeout, lambda: self.post(bodies[self.dialect])))
+        try:
+            return self.vectors(within(self.timeout, lambda: self.post(bodies[self.dialect])))
+        except PortError as error:
+            raise type(error)(f"{error} ({self.address})") from error
 
     def post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url + PATHS[self.dialect], json.dumps(body).encode(), headers)  # noqa: S310
+        request = urllib.request.Request(self.address, json.dumps(body).encode(), headers)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:  # noqa: S310
                 return read_answer(answer.read(LONGEST_ANSWER))
@@ -299,17 +342,16 @@ class HttpPort:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
                 raise PortTimeoutError(f"did not answer within {self.timeout:g} s") from error
-            raise PortError(f"cannot be reached: {type(reason).__name__} {str(reason)[:200]}") from error
+            raise PortLostError(f"cannot be reached: {type(reason).__name__} {str(reason)[:200]}") from error
 
     def vectors(self, answer: Any) -> Any:
         try:
             if self.dialect == "openai":
-                return [entry["embedding"] for entry in sorted(answer["data"], key=lambda entry: entry["index"])]
+                return in_order(answer["data"])
             if self.dialect == "ollama":
                 return answer["embeddings"]
             if self.dialect == "llamacpp":
-                rows = [entry["embedding"] for entry in sorted(answer, key=lambda entry: entry["index"])]
-                return [row[0] if row and isinstance(row[0], list) else row for row in rows]
+                return [only_row(entry) for entry in in_order(answer)]
             return answer
         except (KeyError, TypeError, IndexError) as error:
             raise PortError(f"answered in another form than {self.dialect}'s: {str(answer)[:80]}") from error
@@ -325,6 +367,28 @@ class HttpPort:
 
     def close(self) -> None:
         pass
+
+
+def in_order(entries: Any) -> list[Any]:
+    """The vectors of a list of {"index", "embedding"}, each index from 0 on once."""
+    places = {entry["index"]: entry["embedding"] for entry in entries}
+    if (
+        len(places) != len(entries)
+        or not all(type(place) is int for place in places)
+        or set(places) - set(range(len(places)))
+    ):
+        found = [entry["index"] for entry in entries]
+        raise PortError(f"gave the indexes {str(found)[:80]}, each from 0 on once needed")
+    return [places[place] for place in range(len(places))]
+
+
+def only_row(vectors: Any) -> Any:
+    """llama.cpp gives a list of vectors for a text: of one, where it pools."""
+    if not vectors or not isinstance(vectors[0], list):
+        return vectors
+    if len(vectors) > 1:
+        raise PortError(f"gave {len(vectors)} vectors for one text: it does not pool")
+    return vectors[0]
 
 
 def said_by(error: urllib.error.HTTPError) -> str:
@@ -363,14 +427,29 @@ def read_vectors(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return {name.removesuffix("/embedding"): tensor for name, tensor in load_file(file).items()}
-        rows = [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
-        return {str(row["case"]): row["vectors"] for row in rows}
+        return read_lines(file)
     except OSError as error:
         raise RefembedError("port-file", f"{file}: {error.strerror or error}") from error
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RefembedError(
             "port-file", f'{file}: lines of {{"case": ..., "vectors": ...}} or safetensors needed: {str(error)[:100]}'
         ) from error
+
+
+def read_lines(file: Path) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for place, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            case, vectors = str(row["case"]), row["vectors"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"line {place}: {type(error).__name__} {error}") from error
+        if case in kept:
+            raise ValueError(f"line {place}: case {case} stands there a second time")
+        kept[case] = vectors
+    return kept
 
 
 def as_vectors(answer: Any, texts: int, dimensions: int, full: int | None = None) -> Array:
@@ -383,7 +462,7 @@ def as_vectors(answer: Any, texts: int, dimensions: int, full: int | None = None
     if vectors.ndim != 2:
         raise PortError(f"gave an array of shape {vectors.shape}, ({texts}, {dimensions}) needed")
     if len(vectors) != texts:
-        raise PortError(f"gave {len(vectors)} vectors for {texts} texts")
+        raise PortError(f"gave {counted(len(vectors), 'vector')} for {counted(texts, 'text')}")
     if vectors.shape[1] not in (dimensions, full):
         raise PortError(f"gave vectors of {vectors.shape[1]} numbers, {dimensions} needed")
     return vectors
@@ -392,9 +471,35 @@ def as_vectors(answer: Any, texts: int, dimensions: int, full: int | None = None
 def as_numbers(answer: Any, what: str) -> Array:
     """An array of float64. None counts as NaN, as some write it in JSON."""
     try:
-        found = np.asarray(answer)
+        found = array_of(answer)
         if found.dtype.kind in "SUbcmM":
             raise TypeError(f"{found.dtype} is no kind of number")
         return found.astype(np.float64)
     except Exception as error:  # from another library's arrays anything may come
-        raise PortError(f"gave {what} of unequal length, or something else than numbers") from error
+        reason = described(answer, error)
+        raise PortError(f"gave {what} of unequal length, or something else than numbers: {reason}") from error
+
+
+def array_of(answer: Any) -> Array:
+    try:
+        return np.asarray(answer)
+    except Exception:  # a tensor that its library must convert first
+        return np.asarray(call.plain(answer))
+
+
+def described(answer: Any, error: Exception) -> str:
+    """What it is in place of numbers: lists of several lengths, a type, or why it cannot be read."""
+    while isinstance(answer, list | tuple) and answer:
+        lengths = sorted({len(row) if isinstance(row, list | tuple | np.ndarray) else 0 for row in answer})
+        if len(lengths) > 1:
+            return f"lengths {', '.join(map(str, lengths[:5]))}"
+        answer = answer[0]
+    if isinstance(answer, dict):
+        return f"a dict of {[str(key) for key in answer][:5]}"
+    if isinstance(answer, np.ndarray | np.generic | int | float):
+        return str(error)[:120]
+    return type(answer).__name__ + (f" ({str(error)[:120]})" if hasattr(answer, "__array__") else "")
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -6,6 +6,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .. import __version__
+from .port import counted
+from .suite import SHIPPED
 from .verify import FAILED, LEVELS, NOT_ASKED, RIGHT, WRONG, Outcome, Report
 
 MOST_LINES = 12
@@ -14,10 +16,9 @@ CLEAR = 100  # bounds from the truth, from which on what looks like a known mist
 
 def as_text(report: Report) -> str:
     """The verdict for people: what was right, what was not, the first wrong stage, and the mistake that explains it."""
-    lines = [
-        f"{report.port} against {report.suite} (golden {report.edition}), {report.cases} cases, {report.precision}",
-        "",
-    ]
+    cases = counted(report.cases, "case")
+    lines = [f"{report.port} against {report.suite} (golden {report.edition}), {cases}, {report.precision}"]
+    lines += [*foreign(report), ""]
     for level in LEVELS:
         counts = Counter(outcome.verdict for outcome in report.outcomes if outcome.level == level)
         if counts:
@@ -26,20 +27,41 @@ def as_text(report: Report) -> str:
             )
             lines.append(f"  {level:<8} {said}")
     share, case = report.used()
-    lines += ["", f"known mistakes that these cases see at {report.precision}: {report.visible} of {report.known}"]
+    more = f"; {report.prompted} more where the port puts the prompts" if report.prompted else ""
+    lines += [
+        "",
+        f"known mistakes that these cases see at {report.precision}: {report.visible} of {report.known}{more}",
+    ]
     lines += [f"allowed error used by right answers: at most {100 * share:.0f} % ({case})"] if case else []
-    bad = [outcome for outcome in report.outcomes if outcome.verdict in (WRONG, FAILED)]
-    for outcome in bad[:MOST_LINES]:
-        lines.append(f"  {title(outcome)}: {outcome.said}")
-    if len(bad) > MOST_LINES:
-        lines.append(f"  and {len(bad) - MOST_LINES} more (--json FILE has them all)")
+    lines += bad_lines([outcome for outcome in report.outcomes if outcome.verdict in (WRONG, FAILED)])
     lines += ["", *verdict_lines(report)]
     return "\n".join(lines)
 
 
+def foreign(report: Report) -> list[str]:
+    """A warning where golden vectors have a name of ours and were made or changed by somebody else."""
+    if report.shipped is not False:
+        return []
+    ours = f"{report.suite} that refembed {__version__} ships ({SHIPPED[report.suite]})"
+    return [f"NOT the golden vectors of {ours}: whatever is said below rests on theirs"]
+
+
+def bad_lines(bad: list[Outcome]) -> list[str]:
+    """A line for each sentence, with the first it is said of."""
+    alike = Counter(outcome.said for outcome in bad)
+    firsts = {outcome.said: outcome for outcome in reversed(bad)}
+    lines = []
+    for said, count in alike.items():
+        others = f" and {counted(count - 1, 'other')}" if count > 1 else ""
+        lines.append(f"  {title(firsts[said])}{others}: {said}")
+    shown = lines[:MOST_LINES]
+    left = len(bad) - sum(list(alike.values())[:MOST_LINES])
+    return [*shown, f"  and {left} more (--json FILE has them all)"] if left else shown
+
+
 def verdict_lines(report: Report) -> list[str]:
     if report.conforms:
-        return ["CONFORMS"]
+        return ["CONFORMS", *blind(report)]
     if not report.answered:
         return ["COULD NOT BE VERIFIED: no answer of the right form"]
     lines = ["DOES NOT CONFORM"]
@@ -47,9 +69,7 @@ def verdict_lines(report: Report) -> list[str]:
     if first:
         lines.append(f"first wrong stage: {first[0]} (case {first[1]})")
     if not report.explanations:
-        if any(outcome.verdict == WRONG for outcome in report.outcomes):
-            lines.append("diagnosis: unknown; no single known mistake gives these vectors")
-        return lines
+        return lines + unknown_lines(report)
     best, *others = report.explanations
     defect = best.defect
     relative = f", or a near relative: {report.precision} cannot tell them apart" if best.to_truth < CLEAR else ""
@@ -60,11 +80,35 @@ def verdict_lines(report: Report) -> list[str]:
         "from the truth as it puts them",
         f"  what users see: {defect.effect}",
         f"  seen in: {'no port yet' if defect.reported == '-' else defect.reported}",
-        f"  what is right: spec/{defect.chapter}",
+        f"  what is right: spec/{defect.chapter} of the source distribution",
     ]
     if others:
         lines.append(f"  would also explain it: {', '.join(other.defect.id for other in others[:4])}")
     return lines
+
+
+def unknown_lines(report: Report) -> list[str]:
+    """What is said where no known mistake explains what is wrong."""
+    wrong = [level for level in LEVELS if any(o.level == level and o.verdict == WRONG for o in report.outcomes)]
+    if not wrong:
+        return []
+    if {"vectors", "prompts"} & set(wrong):
+        return [
+            "diagnosis: unknown; no single known mistake gives these vectors",
+            *(f"  but for certain: {said}" for said in report.hints),
+        ]
+    right = any(o.level == "vectors" and o.verdict == RIGHT for o in report.outcomes)
+    known = "the final vectors are right; " if right else ""
+    return [f"diagnosis: unknown; {known}wrong are only {' and '.join(wrong)}, by which no known mistake is told"]
+
+
+def blind(report: Report) -> list[str]:
+    """A warning where most known mistakes would conform as well."""
+    if 2 * report.visible >= report.known:
+        return []
+    seen = f"{report.visible} of {report.known} known mistakes"
+    better = "ask for more levels and cases" if report.precision == "float32" else "verify at float32 first"
+    return [f"  but only {seen} can be seen at {report.precision} by the vectors that were asked; {better}"]
 
 
 def as_dict(report: Report) -> dict[str, Any]:
@@ -77,13 +121,16 @@ def as_dict(report: Report) -> dict[str, Any]:
         "port": report.port,
         "suite": report.suite,
         "golden": report.edition,
+        "golden_shipped": report.shipped,
         "model_digest": report.digest,
         "precision": report.precision,
         "number_of_cases": report.cases,
         "known_mistakes_visible": report.visible,
+        "known_mistakes_visible_with_prompts": report.visible + report.prompted,
         "known_mistakes": report.known,
         "conforms": report.conforms,
-        "allowed_error_used": {"share": share, "case": case},
+        "verdict": report.verdict,
+        "allowed_error_used": {"share": share, "case": case} if case else None,
         "first_wrong_stage": {"stage": first[0], "case": first[1]} if first else None,
         "diagnosis": [
             {
@@ -97,6 +144,7 @@ def as_dict(report: Report) -> dict[str, Any]:
             }
             for one in report.explanations
         ],
+        "hints": list(report.hints),
         "outcomes": [
             {
                 "level": o.level,
@@ -132,6 +180,9 @@ def as_junit(report: Report) -> bytes:
         errors=str(sum(outcome.verdict == FAILED for outcome in judged)),
         skipped=str(len(report.outcomes) - len(judged)),
     )
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in heads(report).items():
+        ElementTree.SubElement(properties, "property", name=name, value=value)
     for outcome in report.outcomes:
         test = ElementTree.SubElement(
             suite, "testcase", classname=f"{report.suite}.{outcome.level}", name=title(outcome)
@@ -139,7 +190,20 @@ def as_junit(report: Report) -> bytes:
         kind = {WRONG: "failure", FAILED: "error", NOT_ASKED: "skipped"}.get(outcome.verdict)
         if kind:
             ElementTree.SubElement(test, kind, message=outcome.said)
+    ElementTree.SubElement(suite, "system-out").text = "\n".join([*foreign(report), *verdict_lines(report)])
     return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+
+
+def heads(report: Report) -> dict[str, str]:
+    """What a list of test cases does not say."""
+    named = report.explanations[0].defect.id if report.explanations else ""
+    return {
+        "port": report.port,
+        "golden": report.edition,
+        "precision": report.precision,
+        "verdict": report.verdict,
+        "diagnosis": named or ("none" if report.verdict != "does not conform" else "unknown"),
+    }
 
 
 def title(outcome: Outcome) -> str:
@@ -147,11 +211,24 @@ def title(outcome: Outcome) -> str:
     return " ".join(filter(None, (outcome.level, outcome.case, outcome.law)))
 
 
+def unlike(report: Report, before: dict[str, Any]) -> list[str]:
+    """Why an earlier run's as_dict cannot be compared with this run: other questions, or judged by another measure."""
+    now = as_dict(report)
+    heads = {"suite": "suite", "golden": "golden vectors", "precision": "precision"}
+    reasons = [f"{said} {before[key]} there, {now[key]} here" for key, said in heads.items() if now[key] != before[key]]
+    for key in ("level", "case"):
+        there, here = ({str(one[key]) for one in run["outcomes"]} for run in (before, now))
+        if there != here:
+            example = min(there ^ here)
+            where = "there" if example in there else "here"
+            reasons.append(f"{len(there)} {key}s there, {len(here)} here ({example} only {where})")
+    return reasons
+
+
 def changes(report: Report, before: dict[str, Any]) -> list[str]:
     """What differs from an earlier run's as_dict: a line for each verdict that changed, and for a new diagnosis."""
     now = as_dict(report)
-    heads = ("suite", "model_digest", "precision")
-    lines = [f"{key}: {before[key]} -> {now[key]}" for key in heads if now[key] != before[key]]
+    lines = []
     old = {(o["level"], o["case"], o["law"]): o["verdict"] for o in before["outcomes"]}
     for outcome in report.outcomes:
         was = old.get((outcome.level, outcome.case, outcome.law))
@@ -168,7 +245,7 @@ def is_report(before: Any) -> bool:
     try:
         outcomes = [(o["level"], o["case"], o["law"], o["verdict"]) for o in before["outcomes"]]
         named = [one["defect"] for one in before["diagnosis"]]
-        words = [before[key] for key in ("suite", "model_digest", "precision")] + named + [o[3] for o in outcomes]
+        words = [before[key] for key in ("suite", "golden", "precision")] + named + [o[3] for o in outcomes]
         return before["format"] == 1 and all(isinstance(word, str) for word in words)
     except (KeyError, TypeError):
         return False

@@ -20,6 +20,13 @@ LARGEST_FILE = 64 * 2**20
 STORED = ("values.safetensors", "stages.safetensors", "defects.safetensors")
 WIDEST = 2.0  # two vectors of unit length cannot differ by more
 SEEN = 3  # a defect is seen by a case where it lies this many bounds from the truth
+ROUNDED = 0.02  # distances and separations are stored to three digits, bounds to two; a changed one is off by more
+SHIPPED = {
+    "twin": "3720b85bac99",
+    "embeddinggemma-300m": "266f0b622cb0",
+    "quantised": "28995fbb662d",
+}  # editions of golden/
+SINGLE = 1e-7  # vectors of unit length stored in float32 lose less
 Array = NDArray[Any]
 
 
@@ -64,6 +71,11 @@ class Suite:
         """The first digits of the manifest's own SHA-256: which golden vectors a report was made with."""
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()[:12]
 
+    @property
+    def shipped(self) -> bool | None:
+        """Whether these are the golden vectors that this release ships under their name; None for another name."""
+        return self.edition == SHIPPED[self.name] if self.name in SHIPPED else None
+
     @cached_property
     def values(self) -> Mapping[str, Array]:
         return self.tensors("values.safetensors")
@@ -103,13 +115,14 @@ class Suite:
         """case id -> how far the defect's vectors lie from the truth, for every case it was tried on."""
         return {case: number(far) for case, far in self.manifest["defects"][defect]["distances"].items()}
 
-    def visible(self, precision: str, cases: Sequence[Case]) -> int:
-        """How many known mistakes these cases can tell from the truth at a precision."""
+    def visible(self, precision: str, cases: Sequence[Case]) -> set[str]:
+        """The known mistakes that the vectors of these cases can tell from the truth at a precision."""
         bounds = {case.id: case.bounds[precision]["embedding"] for case in cases}
-        return sum(
-            any(case in bounds and far >= SEEN * bounds[case] for case, far in self.distances(defect).items())
+        return {
+            defect
             for defect in self.manifest["defects"]
-        )
+            if any(case in bounds and far >= SEEN * bounds[case] for case, far in self.distances(defect).items())
+        }
 
     def separation(self, defect: str, precision: str) -> float:
         """How many bounds a defect lies from the truth at the case that shows it best."""
@@ -156,8 +169,16 @@ def open_suite(folder: Path) -> Suite:
     suite = Suite(folder, manifest, cases)
     for case in cases:
         check_values(suite, case)
+        check_stages(suite, case)
+    check_forms(suite)
+    if not manifest["defects"]:
+        raise RefembedError("golden-no-defects", f"{folder}: there is no known mistake in it; fetch it again")
     for defect, entry in manifest["defects"].items():
         check_defect(suite, defect, entry)
+        check_separations(suite, defect, entry)
+    for case in cases:
+        check_flags(suite, case)
+    check_leftovers(suite)
     return suite
 
 
@@ -231,7 +252,10 @@ def read_case(folder: Path, entry: Any) -> Case:
         raise RefembedError(
             "golden-case", f"{folder}: a case is not complete: {type(error).__name__} {error}"
         ) from error
-    if not case.texts or len(case.texts) != len(case.prompted) or not all(type(t) is str for t in case.prompted):
+    if type(entry["dimensions"]) is not int or case.dimensions < 1:
+        raise RefembedError("golden-case", f"{folder}: case {case.id}: its dimensions are no whole number above 0")
+    words = [*case.prompted, *(text.text for text in case.texts)]
+    if not case.texts or len(case.texts) != len(case.prompted) or not all(type(word) is str for word in words):
         raise RefembedError("golden-case", f"{folder}: case {case.id} needs texts, and each with its prompt")
     return case
 
@@ -246,32 +270,149 @@ def check_values(suite: Suite, case: Case) -> None:
         raise RefembedError(
             "golden-shape", f"{where}: vectors {vectors.shape}, ({len(case.texts)}, {case.dimensions}) needed"
         )
-    if any(suite.values[f"{case.id}/tokens.{row}"].dtype.kind not in "iu" for row in range(len(case.texts))):
-        raise RefembedError("golden-values", f"{where}: its tokens are no whole numbers")
+    for row in range(len(case.texts)):
+        ids = suite.values[f"{case.id}/tokens.{row}"]
+        if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
+            raise RefembedError("golden-values", f"{where}: the tokens of text {row} are no list of whole numbers")
     if vectors.dtype.kind != "f" or not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-9):
         raise RefembedError("golden-norm", f"{where}: a vector is not finite or not of unit length")
-    if not case.bounds:
-        raise RefembedError("golden-bound", f"{where} has no bounds")
+    if not case.bounds or set(case.bounds) != set(suite.cases[0].bounds):
+        raise RefembedError("golden-bound", f"{where} has no bounds, or at other precisions than the first case")
     for precision, bounds in case.bounds.items():
         sound = all(type(bound) is float and 0 < bound < np.inf for bound in bounds.values())
         if not sound or not bounds.get("embedding", WIDEST) < WIDEST:
             raise RefembedError("golden-bound", f"{where}: a bound at {precision} is missing, not above 0, or endless")
+        beyond = sorted(set(bounds) - {"embedding", *case.stages})
+        if beyond:
+            raise RefembedError("golden-stages", f"{where} has a bound of {beyond[0]} and does not list that stage")
+
+
+def check_stages(suite: Suite, case: Case) -> None:
+    """Its stages are there, finite, with a row for each token or for the first and last, and somewhere not zero."""
+    where, tokens = f"{suite.folder}: case {case.id}", len(suite.tokens(case)[0])
     for stage in case.stages:
         tensor = suite.stages.get(f"{case.id}/{stage}")
-        if tensor is None or not tensor.size or not np.all(np.isfinite(tensor)):
+        if tensor is None or tensor.dtype.kind != "f" or not tensor.size or not np.all(np.isfinite(tensor)):
             raise RefembedError("golden-stages", f"{where}: stage {stage} is not stored, or not finite")
+        if not np.any(tensor):
+            raise RefembedError("golden-stages", f"{where}: stage {stage} is all zeros")
+        axes = token_axes(stage)
+        rows = {tensor.shape[axis] for axis in axes} if tensor.ndim > max(axes, default=0) else set()
+        if rows - ({tokens, 2} if axes == (0,) else {tokens}) or bool(axes) != bool(rows):
+            raise RefembedError(
+                "golden-stage-shape", f"{where}: stage {stage} has shape {tensor.shape} for {tokens} tokens"
+            )
+
+
+def token_axes(stage: str) -> tuple[int, ...]:
+    """Which axes of a stage count tokens: spec/tensors.md has the shapes."""
+    part = stage.rpartition(".")[2]
+    if part in ("scores", "weights"):
+        return 1, 2
+    if ".attention." in stage and part not in ("norm", "output", "update"):
+        return (1,)
+    return (0,) if stage.startswith("layer.") or stage in ("embedded", "final_norm") else ()
+
+
+def check_forms(suite: Suite) -> None:
+    """A stage has the same shape, but for tokens, in every case and layer."""
+    forms: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for case in suite.cases:
+        for stage in case.stages:
+            axes, shape = token_axes(stage), suite.stages[f"{case.id}/{stage}"].shape
+            form = tuple(0 if axis in axes else size for axis, size in enumerate(shape))
+            kind = stage.partition(".")[0] + "." + stage[len("layer.00.") :] if stage.startswith("layer.") else stage
+            first, known = forms.setdefault(kind, (f"case {case.id}", form))
+            if form != known:
+                raise RefembedError(
+                    "golden-stage-shape",
+                    f"{suite.folder}: case {case.id}: stage {stage} has shape {shape}, another than in {first}",
+                )
 
 
 def check_defect(suite: Suite, defect: str, entry: Any) -> None:
     """A defect's own vectors are there, for cases that there are, and its separations can be read."""
+    precisions = set(suite.cases[0].bounds)
     try:
         shapes = {case.id: (len(case.texts), case.dimensions) for case in suite.cases}
-        whole = all(vectors.shape == shapes[case] for case, vectors in suite.defect_vectors(defect).items())
-        whole = whole and all(suite.separation(defect, precision) >= 0 for precision in entry["separation"])
+        whole = bool(entry["cases"]) and set(entry["separation"]) == precisions
+        whole = whole and all(vectors.shape == shapes[case] for case, vectors in suite.defect_vectors(defect).items())
+        whole = whole and all(suite.separation(defect, precision) >= 0 for precision in precisions)
         whole = whole and all(far >= 0 and case in shapes for case, far in suite.distances(defect).items())
+        whole = whole and set(entry["cases"]) <= set(entry["distances"])
+        whole = whole and all(entry["separation"][one]["case"] in entry["distances"] for one in precisions)
     except RefembedError:  # the file itself
         raise
     except (KeyError, TypeError, ValueError, AttributeError):
         whole = False
     if not whole:
         raise RefembedError("golden-defects", f"{suite.folder}: defect {defect} lacks vectors, cases or separations")
+
+
+def check_separations(suite: Suite, defect: str, entry: Any) -> None:
+    """Its vectors lie as far from the truth as its distances say, and these as many bounds as its separations."""
+    cases, distances = {case.id: case for case in suite.cases}, suite.distances(defect)
+    for case, vectors in suite.defect_vectors(defect).items():
+        if not same(far_from(vectors, suite.vectors(cases[case])), distances[case], SINGLE):
+            raise RefembedError(
+                "golden-separation", f"{suite.folder}: {defect}'s vectors of case {case} are not as far as is said"
+            )
+    for precision in cases[next(iter(cases))].bounds:
+        ratios = {case: far / cases[case].bounds[precision]["embedding"] for case, far in distances.items()}
+        best, ratio = entry["separation"][precision]["case"], suite.separation(defect, precision)
+        if not same(ratios[best], ratio) or max(ratios.values()) > ratio * (1 + ROUNDED):
+            raise RefembedError(
+                "golden-separation",
+                f"{suite.folder}: {defect} at {precision}: separation {ratio:.3g}, by distance and bound "
+                f"{max(ratios.values()):.3g}; one of them was changed",
+            )
+
+
+def far_from(wrong: Array, true: Array) -> float:
+    """The largest difference; infinite where a number is none."""
+    return float(np.max(np.abs(wrong - true))) if np.all(np.isfinite(wrong)) else float("inf")
+
+
+def same(first: float, second: float, beside: float = 0.0) -> bool:
+    """Whether two numbers are one, but for being stored with three digits; `beside` is forgiven too."""
+    return first == second or abs(first - second) <= ROUNDED * min(first, second) + beside
+
+
+def check_flags(suite: Suite, case: Case) -> None:
+    """Its flags are the defects that lie SEEN float32 bounds or more from the truth."""
+    limit = SEEN * case.bounds["float32"]["embedding"] if "float32" in case.bounds else float("inf")
+    for defect in suite.manifest["defects"]:
+        far = suite.distances(defect).get(case.id, 0.0)
+        if not same(far, limit) and (far > limit) != (defect in case.flags):
+            raise RefembedError(
+                "golden-flags", f"{suite.folder}: case {case.id}: its flag of {defect} contradicts distance and bound"
+            )
+    unknown = sorted(set(case.flags) - set(suite.manifest["defects"]))
+    if unknown:
+        raise RefembedError("golden-flags", f"{suite.folder}: case {case.id} is flagged {unknown[0]}, no known mistake")
+
+
+def check_leftovers(suite: Suite) -> None:
+    """No file holds a tensor that the manifest does not list: what it belonged to was taken out."""
+    listed = {
+        "values.safetensors": {
+            f"{case.id}/{name}"
+            for case in suite.cases
+            for name in ("embedding", *(f"tokens.{row}" for row in range(len(case.texts))))
+        },
+        "stages.safetensors": {f"{case.id}/{stage}" for case in suite.cases for stage in case.stages},
+        "defects.safetensors": {
+            f"{defect}/{case}" for defect, entry in suite.manifest["defects"].items() for case in entry["cases"]
+        },
+    }
+    stored = {
+        "values.safetensors": suite.values,
+        "stages.safetensors": suite.stages,
+        "defects.safetensors": suite.wrong,
+    }
+    for name, tensors in stored.items():
+        left = sorted(set(tensors) - listed[name])
+        if left:
+            raise RefembedError(
+                "golden-leftover", f"{suite.folder / name} holds {left[0]}, which the manifest does not list"
+            )

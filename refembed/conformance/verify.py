@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 
 from ..errors import RefembedError, printable
 from ..reference import truncate
+from .defects import DEFECTS
 from .diagnose import Explanation, Measured, distance, explain
-from .port import Port, PortError, PortTimeoutError, as_numbers, as_vectors
+from .hints import hints
+from .port import Port, PortError, PortLostError, PortTimeoutError, as_numbers, as_vectors, counted
 from .suite import Case, Suite
 
 LEVELS = ("tokens", "vectors", "prompts", "stages", "laws")
 RIGHT, WRONG, FAILED, NOT_ASKED = "right", "wrong", "failed", "not asked"
 PATIENCE = 3  # timeouts in a row, after which the port is not asked again
+RESTARTS = 10  # times in a row that it ended, could not be reached or said no JSON, after which neither
 LAWS = {"alone": "sent alone", "reversed": "sent in another order", "doubled": "sent with one text twice"}
+# of ports that put the prompts: those in the prompt's words, but for a template around the whole text, and the pooler
+# that has to know where the prompt ends
+PROMPTS_ONLY = {defect.id for defect in DEFECTS if defect.family in ("E1", "E2", "E3")} - {"chat-template"}
+PROMPTS_ONLY |= {"pool-without-prompt"}
 Array = NDArray[Any]
 
 
@@ -48,7 +55,10 @@ class Report:
     """The verdict on a port, and everything it rests on.
 
     edition   which golden vectors: the first digits of their manifest's SHA-256
-    visible   how many of the known mistakes these cases can tell from the truth at this precision
+    visible   how many of the known mistakes the vectors that were answered can tell from the truth at this precision
+    hints     what is certain of vectors that no known mistake explains
+    prompted  how many more mistakes could be told if the port had put the prompts
+    shipped   whether the golden vectors are those that this release has under that name; None where it has none
     """
 
     port: str
@@ -61,6 +71,9 @@ class Report:
     known: int
     outcomes: Sequence[Outcome]
     explanations: Sequence[Explanation] = field(default_factory=tuple)
+    hints: Sequence[str] = field(default_factory=tuple)
+    prompted: int = 0
+    shipped: bool | None = None
 
     @property
     def conforms(self) -> bool:
@@ -71,6 +84,13 @@ class Report:
     def answered(self) -> bool:
         """Whether there was any answer to judge."""
         return any(outcome.verdict in (RIGHT, WRONG) for outcome in self.outcomes)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.conforms:
+            return "conforms"
+        return "does not conform" if self.answered else "could not be verified"
 
     @property
     def first_wrong_stage(self) -> tuple[str, str] | None:
@@ -87,9 +107,11 @@ class Report:
         return ("embedding", vectors.case) if vectors else None
 
     def used(self) -> tuple[float, str]:
-        """The largest share of the allowed error that a right answer used, and its case."""
-        shares = [(outcome.used or 0.0, outcome.case) for outcome in self.outcomes if outcome.verdict == RIGHT]
-        return max(shares, default=(0.0, ""))
+        """The largest share of the allowed error that a right vector or stage used, and its case; "" for none."""
+        measured = [
+            one for one in self.outcomes if one.verdict == RIGHT and one.level in ("vectors", "prompts", "stages")
+        ]
+        return max(((one.used, one.case) for one in measured if one.used is not None), default=(0.0, ""))
 
 
 WITHIN_LAYER = ("attention", "mlp", "out")
@@ -121,43 +143,63 @@ def verify(
 
     precision   whose bounds apply
     levels      some of LEVELS
-    cases       slugs or patterns like length-*; at least one case must match
+    cases       slugs or patterns like length-*; each must match a case
 
     Raises RefembedError where nothing would be verified. What goes wrong in the port becomes an outcome, never an
     exception.
     """
     chosen = [case for case in suite.cases if any(fnmatchcase(case.id, pattern) for pattern in cases)]
-    if not chosen:
+    idle = [pattern for pattern in cases if not any(fnmatchcase(case.id, pattern) for case in chosen)]
+    if idle or not chosen:
+        listed = ", ".join(map(repr, idle)) or "an empty list"
         raise RefembedError(
-            "verify-no-case", f"no case of {suite.name} matches {', '.join(cases)}; nothing was verified"
+            "verify-no-case",
+            f"no case of {suite.name} matches {listed}; 'refembed golden list {suite.name}' shows them",
         )
     if any(precision not in case.bounds for case in chosen):
         raise RefembedError("verify-precision", no_contract(suite, precision, chosen[0]))
     wanted = tuple(levels)
     unknown = [level for level in wanted if level not in LEVELS]
     if unknown or not wanted:
-        raise RefembedError("verify-level", f"no level {unknown}; the levels are {', '.join(LEVELS)}")
+        listed = ", ".join(map(repr, unknown)) or "was named"
+        raise RefembedError("verify-level", f"no level {listed}; the levels are {', '.join(LEVELS)}")
     run = Run(suite, port, precision)
     for level in LEVELS:
         if level in wanted:
             for case in chosen:
                 run.outcomes += getattr(run, level)(case)
     if all(outcome.verdict == NOT_ASKED for outcome in run.outcomes):
-        asked = f"{', '.join(wanted)} of {len(chosen)} cases"
+        asked = f"{', '.join(wanted)} of {counted(len(chosen), 'case')}"
         raise RefembedError("verify-nothing", f"{port.name} cannot be asked for {asked}; nothing was verified")
     explanations = explain(suite, precision, run.measured, run.laws_broken())
+    seen, more = visible(suite, precision, run.outcomes)
     return Report(
         port=printable(port.name),
         suite=suite.name,
         edition=suite.edition,
+        shipped=suite.shipped,
         digest=str(suite.manifest["model"]["digest"]),
         precision=precision,
         cases=len(chosen),
-        visible=suite.visible(precision, chosen),
+        visible=len(seen),
+        prompted=len(more),
         known=len(suite.manifest["defects"]),
         outcomes=tuple(run.outcomes),
         explanations=tuple(explanations),
+        hints=() if explanations else tuple(hints(suite, precision, run.measured)),
     )
+
+
+def visible(suite: Suite, precision: str, outcomes: Sequence[Outcome]) -> tuple[set[str], set[str]]:
+    """The known mistakes that the answered vectors can show, and those that they could if the port put the prompts."""
+
+    def shown(level: str) -> set[str]:
+        answered = {one.case for one in outcomes if one.level == level and one.verdict in (RIGHT, WRONG)}
+        return suite.visible(precision, [case for case in suite.cases if case.id in answered])
+
+    given, put = shown("vectors"), shown("prompts")
+    seen = put | (given - PROMPTS_ONLY)
+    return seen, given - seen
 
 
 def no_contract(suite: Suite, precision: str, case: Case) -> str:
@@ -180,18 +222,22 @@ class Run:
         self.outcomes: list[Outcome] = []
         self.measured: list[Measured] = []
         self.answers: dict[str, Array] = {}
-        self.timeouts = 0
+        self.lost: list[PortLostError] = []  # in a row
 
     def guarded(self, level: str, case: Case, ask: Callable[[], Outcome], law: str | None = None) -> list[Outcome]:
-        if self.timeouts >= PATIENCE:
-            said = f"the port was not asked again, after {self.timeouts} times without an answer in time"
+        timeouts = sum(isinstance(error, PortTimeoutError) for error in self.lost)
+        if timeouts >= PATIENCE or len(self.lost) >= RESTARTS:
+            times = (
+                f"{timeouts} times without an answer in time" if timeouts >= PATIENCE else f"{RESTARTS} such failures"
+            )
+            said = f"the port was not asked again, after {times} in a row"
             return [Outcome(level, case.id, FAILED, said=said, law=law)]
         try:
             outcome = ask()
-            self.timeouts = 0
+            self.lost = []
             return [outcome]
         except PortError as error:
-            self.timeouts = self.timeouts + 1 if isinstance(error, PortTimeoutError) else 0
+            self.lost = [*self.lost, error] if isinstance(error, PortLostError) else []
             return [Outcome(level, case.id, FAILED, said=f"the port {error}", law=law)]
 
     def laws_broken(self) -> bool | None:
@@ -206,7 +252,7 @@ class Run:
     def judge_tokens(self, case: Case, answer: Any) -> Outcome:
         true = [ids.tolist() for ids in self.suite.tokens(case)]
         if not isinstance(answer, list | tuple) or len(answer) != len(true):
-            raise PortError(f"gave no list of ids for each of {len(true)} texts")
+            raise PortError(f"gave no list of ids for each of {counted(len(true), 'text')}")
         for row, (theirs, ours) in enumerate(zip(answer, true, strict=True)):
             numbers = as_numbers(theirs, "ids")
             if numbers.ndim != 1:

@@ -50,6 +50,7 @@ SHORT = 80  # tokens of a case's texts together: what takes a fraction of a seco
 SHOWN = 4  # names of one trial that are kept
 PAIRS = (  # in different places, so that both are made
     ("causal", "dense-missing"),
+    ("causal", "window-halved-1"),
     ("window-ignored", "gelu-exact"),
     ("bos-missing", "pool-last"),
     ("lower-cased", "eos-missing"),
@@ -80,7 +81,7 @@ LONG = {  # family -> families whose long cases its mistakes are asked on the re
     "F": ("F",),
 }
 LONGEST = 640  # tokens of such a case; but those of E6 and B6 show on longer ones alone
-LENGTHS = ("window-of-three-quarters", "causal-with-another-window")  # relatives of B, asked what B is asked
+LENGTHS = ("window-of-three-quarters",)  # relatives of B, asked what B is asked
 RIGHT, DEFECT, CONTROL, OTHER, PAIR = "right", "defect", "control", "other", "pair"
 Group = tuple[str, str, str]  # suite, port, precision
 PROMISED: frozenset[Group] = frozenset(
@@ -378,6 +379,9 @@ A mistake *counts* where it lies 3 bounds or more from the truth at the case tha
 - a mistake that the catalogue does not know is unknown in float32;
 - two at once are unknown, or one of the two;
 - no right port is accused, nor one with a change that must not matter.
+
+Not among them: causal with the right window, which looks back half as far as the catalogue's causal. On the released
+model it is called causal, which it is; on the twin it is unknown.
 
 At a coarse precision a near relative of a known mistake may be called by its name; the report says "or a near
 relative". Such are counted below as *named*, and listed off the diagonal.

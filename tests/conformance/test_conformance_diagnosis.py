@@ -96,9 +96,27 @@ def test_full_vectors_are_enough_for_a_diagnosis():
 def test_mistake_is_seen_only_where_it_was_asked():
     """Wrong if a report counts mistakes as visible that no case which was asked can show."""
     empty = [case for case in twin().cases if case.id == "text-empty"]
-    shown = [defect for defect in BY_ID if twin().distances(defect).get("text-empty", 0) >= 3 * bound_of(empty[0])]
-    assert verify(twin(), MutantPort(), levels=["vectors"], cases=["text-empty"]).visible == len(shown)
-    assert not {"window-ignored", "pads-make-nan"} & set(shown)
+    shown = {defect for defect in BY_ID if twin().distances(defect).get("text-empty", 0) >= 3 * bound_of(empty[0])}
+    prompts = {defect for defect in shown if only_with_prompts(defect)}
+    assert len(prompts) >= 5
+    report = verify(twin(), MutantPort(), levels=["vectors"], cases=["text-empty"])
+    assert (report.visible, report.prompted) == (len(shown - prompts), len(prompts))
+    report = verify(twin(), MutantPort(), levels=["vectors", "prompts"], cases=["text-empty"])
+    assert (report.visible, report.prompted) == (len(shown), 0)
+    assert not {"window-ignored", "pads-make-nan"} & shown
+
+
+def test_mistake_is_not_seen_where_nothing_was_answered():
+    """Wrong if mistakes count as visible that only cases without an answer, or levels that were not asked, can show."""
+
+    class Failing(MutantPort):
+        def embed(self, case, prompted):
+            return super().embed(case, prompted) if case.id == "text-empty" else np.zeros((1, 1))
+
+    alone = verify(twin(), MutantPort(), levels=["vectors"], cases=["text-empty"])
+    assert verify(twin(), Failing(), levels=["vectors"]).visible == alone.visible > 0
+    for level in ("tokens", "stages", "laws"):
+        assert verify(twin(), MutantPort(traces=True), levels=[level]).visible == 0
 
 
 def bound_of(case: Any) -> float:

@@ -4,8 +4,10 @@ A misbehaving port must cost one sentence for each case it spoils, never the run
 """
 
 import json
+import os
 import shlex
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,10 +26,11 @@ import refembed
 from refembed.backend import find_backends
 from refembed.cli import main
 from refembed.conformance import port as port_module
+from refembed.conformance.call import plain
 from refembed.conformance.mutation import Text
-from refembed.conformance.port import DIALECTS, CallablePort, CommandPort, FilePort, HttpPort
+from refembed.conformance.port import DIALECTS, CallablePort, CallPort, CommandPort, FilePort, HttpPort, as_numbers
 from refembed.conformance.suite import golden_folder
-from refembed.conformance.verify import PATIENCE, verify
+from refembed.conformance.verify import PATIENCE, RESTARTS, verify
 from refembed.errors import ERRORS, RefembedError
 
 PORTS = Path(__file__).parent / "ports"
@@ -36,6 +39,7 @@ BAD_PROGRAM = f"{sys.executable} {PORTS / 'bad_port.py'} answers.json"  # in a t
 SOME = ["prompt-*"]  # eleven cases
 LATE = 5  # the case that a misbehaving port spoils: the fifth
 NEVER = "the port did not answer within"
+NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # a machine whose texts are ASCII
 
 
 @pytest.fixture(autouse=True)
@@ -217,19 +221,19 @@ SPOILT = {
     "zeros": (lambda v: v * 0, "wrong", "a vector is all zeros"),
     "another-text": (lambda v: v[:, ::-1], "wrong", "bounds; cosine"),
     "one-number-short": (lambda v: v[:, 1:], "failed", "the port gave vectors of 47 numbers, 48 needed"),
-    "one-vector-more": (lambda v: np.concatenate([v, v]), "failed", "the port gave 2 vectors for 1 texts"),
+    "one-vector-more": (lambda v: np.concatenate([v, v]), "failed", "the port gave 2 vectors for 1 text"),
     "no-vector": (lambda v: [], "failed", "the port gave an array of shape (0,), (1, 48) needed"),
     "one-flat-vector": (lambda v: v[0], "failed", "the port gave an array of shape (48,), (1, 48) needed"),
     "a-vector-a-token": (lambda v: [v], "failed", "the port gave an array of shape (1, 1, 48), (1, 48) needed"),
-    "ragged": (lambda v: [[1.0, 2.0], [1.0]], "failed", "the port gave vectors of unequal length"),
+    "ragged": (lambda v: [[1.0, 2.0], [1.0]], "failed", "unequal length, or something else than numbers: lengths 1, 2"),
     "ragged-within": (lambda v: [[[1.0, 2.0], [1.0]]], "failed", "the port gave vectors of unequal length"),
-    "words": (lambda v: [["1.0"] * 48], "failed", "something else than numbers"),
-    "bytes": (lambda v: b"abc", "failed", "something else than numbers"),
+    "words": (lambda v: [["1.0"] * 48], "failed", "something else than numbers: str"),
+    "bytes": (lambda v: b"abc", "failed", "something else than numbers: bytes"),
     "complex": (lambda v: v + 1j, "failed", "something else than numbers"),
-    "a-dictionary": (lambda v: {"vectors": v}, "failed", "something else than numbers"),
+    "a-dictionary": (lambda v: {"vectors": v}, "failed", "something else than numbers: a dict of ['vectors']"),
     "none": (lambda v: None, "failed", "the port gave an array of shape ()"),
     "too-large": (lambda v: [[10**400] * 48], "failed", "something else than numbers"),
-    "unusual-array": (lambda v: Unusual(), "failed", "something else than numbers"),
+    "unusual-array": (lambda v: Unusual(), "failed", "something else than numbers: Unusual (on another device)"),
     "raises": (raising(KeyError("no such model")), "failed", "the port raised KeyError: 'no such model'"),
     "raises-words": (raising(ValueError("a\x00b\x1b[31m\ud800")), "failed", "the port raised ValueError: a\\x00b\\x1b"),
     "exits": (raising(SystemExit(0)), "failed", "the port raised SystemExit: 0"),
@@ -247,6 +251,93 @@ def test_spoilt_answer_is_said_and_the_run_goes_on(slug, embed):
     assert report.outcomes[LATE - 1].said.isprintable()
     assert not report.conforms
     assert report.explanations == ()
+
+
+CALLED = """
+import ctypes, json, os, signal, sys
+
+answers = json.load(open("answers.json"))
+
+def embed(texts):
+    print("embedding", len(texts), "texts")
+    if texts == [{text!r}]:
+        {harm}
+    return [answers[text] for text in texts]
+"""
+HARMS = {
+    "exits-at-once": ("os._exit(0)", "the port ended with status 0"),
+    "exits": ("sys.exit(0)", "the port raised SystemExit: 0"),
+    "crashes": ("ctypes.string_at(0)", "the port was killed by SIGSEGV"),
+    "is-killed": ("os.kill(os.getpid(), signal.SIGKILL)", "the port was killed by SIGKILL"),
+    "raises": ("raise KeyError('no such model \\ud800')", "the port raised KeyError: 'no such model \\ud800'"),
+    "gives-a-dict": ("return {'vectors': 1}", "the port gave something else than numbers: a dict of ['vectors']"),
+    "gives-a-coroutine": ("return (x for x in texts)", "the port gave something else than numbers: generator"),
+    "gives-words": ("return [['a']]", "something else than numbers: str"),
+    "gives-nothing": ("return None", "the port gave an array of shape ()"),
+    "hangs": ("import time; time.sleep(60)", "the port did not answer within 5 s, and was stopped"),
+}
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_function_that_takes_its_process_down_is_described_and_the_run_goes_on(how, here):
+    """Wrong if a function that exits or crashes ends verify, a run that prints is no JSON, or the cause is not said."""
+    harm, said = HARMS[how]
+    spoilt = [case for case in twin().cases if case.id.startswith("prompt-")][LATE - 1]
+    (here / "called_port.py").write_text(CALLED.format(text=spoilt.prompted[0], harm=harm))
+    port = CallPort("called_port:embed", timeout=5)
+    try:
+        report = verify(twin(), port, levels=["vectors"], cases=SOME)
+    finally:
+        port.close()
+    assert [outcome.verdict for outcome in report.outcomes] == ["right"] * 4 + ["failed"] + ["right"] * 6
+    assert said in report.outcomes[LATE - 1].said
+    assert report.port == "called_port:embed"
+
+
+def test_function_that_exits_each_time_could_not_be_verified(here, capsys):
+    """Wrong if verify ends with the status of the port's own exit, which is that of a pass."""
+    (here / "called_port.py").write_text("import os\ndef embed(texts):\n    os._exit(0)\n")
+    assert main(["verify", "--call", "called_port", "--cases", "prompt-*"]) == 2
+    out = capsys.readouterr().out
+    assert out.endswith("COULD NOT BE VERIFIED: no answer of the right form\n")
+    assert f"vectors prompt-query and {RESTARTS - 1} others: the port ended with status 0" in out
+    assert f"the port was not asked again, after {RESTARTS} such failures in a row" in out
+
+
+def test_function_finds_its_own_modules_and_no_input(here):
+    """Wrong if a port's own report.py is taken for refembed's, or its input() reads what verify says."""
+    (here / "report.py").write_text("MINE = True\n")
+    (here / "called_port.py").write_text(
+        "import json, sys, report\nanswers = json.load(open('answers.json'))\n"
+        "def embed(texts):\n    assert report.MINE and not sys.stdin.read()\n    return [answers[t] for t in texts]\n"
+    )
+    assert main(["verify", "--call", "called_port:embed", "--cases", "prompt-*,batch-*"]) == 0
+
+
+def torch_forms() -> dict[str, Any]:
+    import torch
+
+    rows = torch.tensor([[0.5, -0.25], [1.5, 2.0]])
+    return {
+        "bfloat16": rows.bfloat16(),
+        "float16": rows.half(),
+        "a gradient": rows.clone().requires_grad_(),
+        "a list of tensors with gradients": [row.clone().requires_grad_() for row in rows],
+        "an array": rows.numpy(),
+        "a list of arrays": list(rows.numpy()),
+        "a tuple of tuples": ((0.5, -0.25), (1.5, 2.0)),
+        "a list of scalars": [list(row) for row in rows.numpy()],
+        "a list of tensors of no axis": [list(row.bfloat16()) for row in rows],
+    }
+
+
+@pytest.mark.parametrize("form", torch_forms())
+def test_anything_like_an_array_is_taken(form):
+    """Wrong if a port must convert what it has before it can be verified."""
+    found = torch_forms()[form]
+    right = [[0.5, -0.25], [1.5, 2.0]]
+    assert json.loads(json.dumps(plain(found), default=float)) == right
+    assert as_numbers(found, "vectors").tolist() == right
 
 
 @pytest.mark.parametrize("threads", [None, 60])
@@ -272,7 +363,7 @@ def test_port_that_never_answers_is_not_waited_for_each_time():
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
-        ([[1, 2], [3]], "no list of ids for each of 1 texts"),
+        ([[1, 2], [3]], "no list of ids for each of 1 text"),
         (None, "no list of ids"),
         ([["a"]], "gave ids of unequal length, or something else than numbers"),
         ([[[1], [2]]], "shape (2, 1)"),
@@ -323,6 +414,29 @@ def test_text_that_depends_on_its_company_breaks_the_laws(embed):
     assert "a vector changes by 0.001 when sent alone" in report.outcomes[0].said
 
 
+# --------------------------------------------------------------------------------- machines whose texts are not UTF-8
+def test_inputs_are_json_where_output_is_not_utf8():
+    """Wrong if `golden inputs` writes what no JSON reader takes, on a machine without UTF-8."""
+    command = [sys.executable, "-m", "refembed", "golden"]
+    for words in (["inputs", "twin"], ["show", "twin", "text-emoji"]):
+        done = subprocess.run([*command, *words], capture_output=True, check=True, env=os.environ | NO_UTF8)
+        rows = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
+        cases = {case.id: list(case.prompted) for case in twin().cases if words[0] == "inputs" or case.id == words[2]}
+        if words[0] == "inputs":
+            assert {row["case"]: row["prompted"] for row in rows} == cases
+        else:
+            assert rows[0]["prompted"] == cases["text-emoji"]
+
+
+@pytest.mark.parametrize("way", [["--command", BAD_PROGRAM], ["--call", "called_port:embed"]], ids=lambda way: way[0])
+def test_port_is_asked_whole_texts_where_input_is_not_utf8(way, here):
+    """Wrong if a right port gets spoilt texts because its standard input is not UTF-8."""
+    (here / "called_port.py").write_text(CALLED.format(text="", harm="pass"))
+    words = [sys.executable, "-m", "refembed", "verify", *way, "--cases", "text-*", "--levels", "vectors"]
+    done = subprocess.run(words, capture_output=True, env=os.environ | NO_UTF8)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 # ---------------------------------------------------------------------------------------------- programs that misbehave
 PROGRAMS = {
     "hang": "the port did not answer within 3 s, and was stopped",
@@ -334,7 +448,8 @@ PROGRAMS = {
     "no-vectors": "the port answered without 'vectors': ['embeddings']",
     "error": "the port answered with an error: out of memory \\x00\\x1b[31m\\ud800",
     "null": "the port gave an array of shape ()",
-    "words": "something else than numbers",
+    "killed": "the port was killed by SIGSEGV",
+    "words": "something else than numbers: str",
     "deep": "the port answered something that is not JSON",
     "huge-line": "the port answered with a line of more than 1000000 bytes",
     "huge-number": "something else than numbers",
@@ -381,6 +496,33 @@ def test_program_that_answers_twice_is_not_trusted():
     assert len(report.outcomes) == 11
 
 
+@pytest.mark.parametrize("how", ["always-exits", "always-not-json"])
+def test_program_that_fails_each_time_is_not_started_each_time(how):
+    """Wrong if a port that ends or babbles whatever it is asked is started again for every case, which takes long."""
+    port = CommandPort(f"{BAD_PROGRAM} {how}", timeout=5)
+    try:
+        report = verify(twin(), port)
+    finally:
+        port.close()
+    asked = [outcome.said for outcome in report.outcomes if outcome.verdict == "failed"]
+    assert len(asked) == 72 + 12
+    assert not [said for said in asked[:RESTARTS] if "was not asked again" in said]
+    assert set(asked[RESTARTS:]) == {f"the port was not asked again, after {RESTARTS} such failures in a row"}
+
+
+def test_port_that_answers_in_a_wrong_form_is_asked_on(embed):
+    """Wrong if cases that could be judged are not, because others had answers of a wrong shape."""
+    wide = {text for case in twin().cases[: 2 * RESTARTS] for text in case.prompted}
+
+    def function(texts: list[str]) -> Any:
+        return embed(texts)[:, 1:] if wide & set(texts) else embed(texts)
+
+    report = verify(twin(), CallablePort(function), levels=["vectors"], cases=["prompt-*", "text-*"])
+    verdicts = [outcome.verdict for outcome in report.outcomes]
+    assert verdicts[: 2 * RESTARTS] == ["failed"] * 2 * RESTARTS
+    assert set(verdicts[2 * RESTARTS :]) == {"right"}
+
+
 def test_program_that_cannot_start_twice_is_described():
     """Wrong if a program that crashes and then does not start again ends the run with an error of ours."""
     port = CommandPort(f"{BAD_PROGRAM} only-once", timeout=5)
@@ -396,7 +538,8 @@ def test_program_that_cannot_start_twice_is_described():
     ("command", "id", "said"),
     [
         ("no-such-program --x", "port-command", "No such file"),
-        ("", "port-command", "cannot be started"),
+        ("", "port-command", "the command is empty"),
+        (" ", "port-command", "the command is empty"),
         ("'unfinished", "port-command", "No closing quotation"),
         ("/", "port-command", "ermission denied"),
         (f"{BAD_PROGRAM} exit-at-start", "port-start", "ended with status 1, saying: no such model"),
@@ -427,6 +570,12 @@ def replies(embed: Callable[[list[str]], Any]) -> dict[str, tuple[Callable[[Any]
         "a-number": (lambda asked: (200, b"5"), "answered in another form than openai's"),
         "no-index": (lambda asked: (200, b'{"data": [{"embedding": [1]}]}'), "answered in another form than openai's"),
         "nan": (lambda asked: (200, b'{"data": [{"index": 0, "embedding": [NaN]}]}'), "gave vectors of 1 numbers"),
+        "index-twice": (
+            lambda asked: (200, b'{"data": [{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [2]}]}'),
+            "the port gave the indexes [0, 0], each from 0 on once needed",
+        ),
+        "index-from-one": (lambda asked: (200, b'{"data": [{"index": 1, "embedding": [1]}]}'), "gave the indexes [1]"),
+        "index-a-word": (lambda asked: (200, b'{"data": [{"index": "0", "embedding": [1]}]}'), "the indexes ['0']"),
         "slow": (lambda asked: (time.sleep(2), (200, b"[]"))[1], "the port did not answer within 0.5 s"),
     }
 
@@ -447,6 +596,50 @@ def test_server_that_misbehaves_is_described_and_the_run_goes_on(how, embed):
         report = verify(twin(), HttpPort(url, "openai", timeout=0.5), levels=["vectors"], cases=SOME)
     assert [outcome.verdict for outcome in report.outcomes] == ["right"] * 4 + ["failed"] + ["right"] * 6
     assert said in report.outcomes[LATE - 1].said
+    if how != "nan":  # a vector of a wrong length is judged as anyone's
+        assert report.outcomes[LATE - 1].said.endswith(f" ({url}/v1/embeddings)")
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test_same_index_for_every_vector_does_not_pass(embed):
+    """Wrong if a server that gives every vector the index 0, whose order is then nobody's, conforms."""
+
+    def answer(path: str, asked: dict[str, Any]) -> tuple[int, bytes]:
+        data = [{"index": 0, "embedding": vector.tolist()} for vector in embed(asked["input"])]
+        return 200, json.dumps({"data": data}).encode()
+
+    with server(answer) as url:
+        report = verify(twin(), HttpPort(url, "openai", timeout=30), levels=["vectors"])
+    assert {o.case.partition("-")[0] for o in report.outcomes if o.verdict == "failed"} == {"batch"}
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_server_that_does_not_pool_does_not_pass(rows, embed):
+    """Wrong if llama.cpp without pooling, which gives a vector for each token, is judged by the first of them."""
+
+    def answer(path: str, asked: dict[str, Any]) -> tuple[int, bytes]:
+        vectors = [vector.tolist() for vector in embed(asked["content"])]
+        return 200, json.dumps([{"index": i, "embedding": [one] * rows} for i, one in enumerate(vectors)]).encode()
+
+    with server(answer) as url:
+        report = verify(twin(), HttpPort(url, "llamacpp", timeout=30), levels=["vectors"], cases=SOME)
+    assert {outcome.verdict for outcome in report.outcomes} == {"failed"}
+    assert f"the port gave {rows} vectors for one text: it does not pool" in report.outcomes[0].said
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "/v1/embeddings"])
+def test_address_as_clients_are_given_it_will_do(end, embed):
+    """Wrong if the base address of OpenAI's clients, or the whole one, is asked for a path that is not there."""
+    seen = set()
+
+    def answer(path: str, asked: dict[str, Any]) -> tuple[int, bytes]:
+        seen.add(path)
+        return 200, json.dumps(answered("openai", asked, embed)).encode()
+
+    with server(answer) as url:
+        assert verify(twin(), HttpPort(url + end, "openai", timeout=30), levels=["vectors"], cases=SOME).conforms
+    assert seen == {"/v1/embeddings"}
 
 
 @pytest.mark.parametrize("said", [b"", b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n[1"])
@@ -544,6 +737,14 @@ def test_file_that_cannot_be_read_is_an_error(name, content, here):
     assert error_of(lambda: FilePort(here / name)) == "port-file"
 
 
+def test_case_that_stands_in_a_file_twice_is_an_error(here):
+    """Wrong if which of two answers is judged is a matter of their order."""
+    row = json.dumps({"case": "prompt-query", "vectors": [[1.0]]})
+    (here / "a.jsonl").write_text(f"{row}\n\n{row}\n")
+    with pytest.raises(RefembedError, match=r"line 3: case prompt-query stands there a second time"):
+        FilePort(here / "a.jsonl")
+
+
 def test_file_without_a_case_fails_that_case_only(here):
     """Wrong if vectors that are not there pass, or their absence hides the verdict on the others."""
     case = twin().cases[0]
@@ -582,6 +783,7 @@ def test_function_that_cannot_be_imported_is_an_error(module, here, monkeypatch,
     ("options", "id"),
     [
         ({"cases": ["no-such-*"]}, "verify-no-case"),
+        ({"cases": ["prompt-*", "no-such-*"]}, "verify-no-case"),
         ({"cases": []}, "verify-no-case"),
         ({"levels": []}, "verify-level"),
         ({"levels": ["vector"]}, "verify-level"),

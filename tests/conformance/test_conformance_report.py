@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,15 +21,17 @@ from refembed.conformance.defects import DEFECTS
 from refembed.conformance.mutation import Mutation
 from refembed.conformance.port import CallablePort
 from refembed.conformance.report import as_dict, as_json, as_junit, as_text
+from refembed.conformance.suite import golden_folder, open_suite
 from refembed.conformance.verify import LEVELS, Report, verify
 
 CAUSAL = next(defect for defect in DEFECTS if defect.id == "causal")
 VERDICTS = {"right", "wrong", "failed", "not asked"}
 HEAD = {
-    "format": int, "refembed": str, "port": str, "suite": str, "golden": str, "model_digest": str,
-    "known_mistakes_visible": int, "known_mistakes": int, "precision": str,
-    "number_of_cases": int, "conforms": bool, "allowed_error_used": dict, "first_wrong_stage": (dict, type(None)),
-    "diagnosis": list, "outcomes": list,
+    "format": int, "refembed": str, "port": str, "suite": str, "golden": str, "golden_shipped": bool,
+    "model_digest": str, "known_mistakes_visible": int, "known_mistakes_visible_with_prompts": int,
+    "known_mistakes": int, "precision": str, "number_of_cases": int, "conforms": bool, "verdict": str,
+    "allowed_error_used": (dict, type(None)), "first_wrong_stage": (dict, type(None)), "diagnosis": list,
+    "hints": list, "outcomes": list,
 }  # fmt: skip
 OUTCOME = {
     "level": str, "case": str, "verdict": str, "used": (float, type(None)), "said": str, "stage": (str, type(None)),
@@ -111,7 +115,11 @@ def test_json_is_whole_and_plain(reports, which):
     manifest = (twin().folder / "manifest.json").read_bytes()
     assert hashlib.sha256(manifest).hexdigest().startswith(read["golden"])
     assert len(read["golden"]) == 12
-    assert read["known_mistakes_visible"] == read["known_mistakes"] == len(DEFECTS)
+    assert read["known_mistakes"] == len(DEFECTS)
+    whole, prompts = (2, 10) if which == "failing" else (0, 0)  # it neither shortens vectors nor puts prompts
+    assert read["known_mistakes_visible_with_prompts"] == len(DEFECTS) - whole
+    assert read["known_mistakes_visible"] == len(DEFECTS) - whole - prompts
+    assert read["golden_shipped"] is True
     assert read["model_digest"] == twin().manifest["model"]["digest"]
 
 
@@ -154,6 +162,124 @@ def test_text_of_a_known_mistake(reports):
         assert part in text
     assert "more (--json FILE has them all)" in text
     assert len(text.splitlines()) < 40
+
+
+def test_verdict_is_told_apart_from_no_verdict(here):
+    """Wrong if a program that reads conformance.json takes a port that never answered for one that is wrong."""
+    silent = CallablePort(lambda texts: None)
+    found = {
+        which: json.loads(as_json(verify(twin(), port, levels=["vectors"], cases=["prompt-*"])))
+        for which, port in {"right": MutantPort(), "wrong": MutantPort(CAUSAL.mutation), "silent": silent}.items()
+    }
+    words = {"right": "conforms", "wrong": "does not conform", "silent": "could not be verified"}
+    assert {which: one["verdict"] for which, one in found.items()} == words
+    assert [found[which]["conforms"] for which in words] == [True, False, False]
+    assert found["silent"]["allowed_error_used"] is None
+
+
+def test_allowed_error_is_that_of_vectors_and_stages(reports):
+    """Wrong if a share of the bound is told where no number was compared with one, or a law's counts as an answer's."""
+    port = CallablePort(lambda texts: np.full((len(texts), 48), 48**-0.5), tokenize=lambda texts: [])
+    report = verify(twin(), port, levels=["tokens", "laws"])
+    assert {outcome.verdict for outcome in report.outcomes if outcome.level == "laws"} == {"right"}
+    assert report.used() == (0.0, "")
+    assert "allowed error used" not in as_text(report)
+    shares = [o.used for o in reports["right"].outcomes if o.level in ("vectors", "prompts", "stages") and o.used]
+    assert reports["right"].used()[0] == max(shares)
+
+
+def test_junit_says_the_verdict_and_the_diagnosis(reports):
+    """Wrong if somebody who reads the XML alone is not told which mistake it is."""
+    suite = ElementTree.fromstring(as_junit(reports["causal"]))
+    properties = {one.attrib["name"]: one.attrib["value"] for one in suite.findall("properties/property")}
+    assert (properties["verdict"], properties["diagnosis"]) == ("does not conform", "causal")
+    assert "diagnosis: causal (A1)" in (suite.findtext("system-out") or "")
+    suite = ElementTree.fromstring(as_junit(reports["right"]))
+    properties = {one.attrib["name"]: one.attrib["value"] for one in suite.findall("properties/property")}
+    assert (properties["verdict"], properties["diagnosis"]) == ("conforms", "none")
+    assert suite.findtext("system-out") == "CONFORMS"
+
+
+def test_same_sentence_is_said_once():
+    """Wrong if what differs is buried among lines that say the same of one case after another."""
+    port = CallablePort(lambda texts: 1 / 0 if len(texts) == 1 else [[0.1] * 47] * len(texts))
+    lines = as_text(verify(twin(), port, levels=["vectors"])).splitlines()
+    (single,) = [line for line in lines if "raised ZeroDivisionError" in line]
+    assert single.startswith("  vectors prompt-query and 67 others: the port raised ZeroDivisionError")
+    assert sum("vectors of 47 numbers" in line for line in lines) == 1
+
+
+def test_single_case_is_no_cases():
+    """Wrong if a report says "1 cases"."""
+    text = as_text(verify(twin(), MutantPort(), cases=["text-empty"]))
+    assert ", 1 case, float32\n" in text
+
+
+@pytest.mark.parametrize(("suite", "seen"), [("twin", 2), ("embeddinggemma-300m", 3)])
+def test_int4_says_how_little_it_sees(suite, seen, capsys):
+    """Wrong if a port that conforms to a contract which hides nearly every mistake is told no more than that."""
+    golden = open_suite(golden_folder(suite))
+    rows = {f"{case.id}/embedding": np.ascontiguousarray(golden.vectors(case)) for case in golden.cases}
+    save_file(rows, "right.safetensors")
+    words = ["verify", "--model", suite, "--vectors", "right.safetensors"]
+    assert main([*words, "--precision", "int4"]) == 0
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last[0] == "CONFORMS"
+    assert f"only {seen} of 91 known mistakes can be seen at int4" in last[1]
+    assert "verify at float32 first" in last[1]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("\nCONFORMS\n")
+
+
+# ------------------------------------------------------------------------------------- what is certain of the unknown
+def said_of(after: Any, precision: str = "float32") -> str:
+    report = verify(twin(), MutantPort(after=after), precision, levels=["vectors"])
+    assert not report.explanations
+    return as_text(report).partition("diagnosis: unknown")[2]
+
+
+def test_vectors_in_another_order_are_said_to_be():
+    """Wrong if a port that mixes up the vectors of a batch, or of a cache, is told that its mistake is unknown only."""
+    said = said_of(lambda vectors: vectors[::-1])
+    assert "every wrong vector, in 3 cases, is the right one of another text: text 0 of case batch-" in said
+    kept: list[Any] = []
+
+    def stale(vectors: Any) -> Any:
+        kept.append(vectors)
+        return kept[max(0, len(kept) - 2)] if kept[max(0, len(kept) - 2)].shape == vectors.shape else vectors
+
+    assert "text 0 of case prompt-document has that of 'task: search result" in said_of(stale)
+
+
+def test_vectors_of_another_length_are_said_to_be():
+    """Wrong if vectors that lack only their division by the length are called unknown without a word of it."""
+    said = said_of(lambda vectors: 3 * vectors)
+    assert "every vector has the right direction and the length 3 in place of 1" in said
+
+
+def test_vectors_of_a_coarser_precision_are_said_to_be():
+    """Wrong if a port that was only held to the wrong contract is sent looking for a mistake."""
+    said = said_of(lambda vectors: np.round(vectors, 4))
+    assert "every vector is within the bounds of float32-gelu16, beyond which" in said
+    assert "of 91 known mistakes lie: if the port computes so, verify it with --precision float32-gelu16" in said
+
+
+@pytest.mark.parametrize(
+    "after",
+    [np.negative, lambda v: v[:, ::-1], lambda v: v * np.nan, lambda v: np.where(v > 0, 0.2, -0.2) * (1 + v)],
+    ids=["negated", "numbers reversed", "NaN", "signs"],
+)
+def test_nothing_is_said_that_is_not_certain(after):
+    """Wrong if an unknown mistake gets an explanation that does not hold."""
+    assert "for certain" not in said_of(after)
+
+
+def test_wrong_tokens_beside_right_vectors_are_said_to_be():
+    """Wrong if a port with right vectors is told that no known mistake gives these vectors."""
+    port = CallablePort(lambda texts: [[1.0]], tokenize=lambda texts: [[1]] * len(texts))
+    port.embed = MutantPort().embed  # type: ignore[method-assign]
+    text = as_text(verify(twin(), port, levels=["tokens", "vectors"]))
+    assert "diagnosis: unknown; the final vectors are right; wrong are only tokens" in text
 
 
 def test_text_of_an_unknown_mistake(reports):
@@ -248,6 +374,11 @@ def test_levels_and_cases_narrow_the_run(capsys):
     ("options", "id"),
     [
         (["--cases", "no-such-case"], "verify-no-case"),
+        (["--cases", "text-*,no-such-case"], "verify-no-case"),
+        (["--dialect", "tei"], "verify-option"),
+        (["--name", "x"], "verify-option"),
+        (["--checkpoint", "x"], "verify-option"),
+        (["--timeout", "9"], "verify-option"),
         (["--levels", "vector"], "verify-level"),
         (["--precision", "float16"], "verify-precision"),
         (["--levels", "laws", "--cases", "prompt-*"], "verify-nothing"),
@@ -293,12 +424,47 @@ def test_track_says_only_what_changed(capsys):
     assert "diagnosis: causal -> none" in mended
 
 
-def test_track_says_that_the_measure_changed(capsys):
-    """Wrong if a verdict seems to change though only the bounds did."""
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--precision", "int8"], "precision float32 there, int8 here"),
+        (["--cases", "text-*"], "72 cases there, 24 here (batch-equal-lengths only there)"),
+        (["--levels", "vectors"], "5 levels there, 1 here (laws only there)"),
+        (["--suite", "changed"], "golden vectors 3720b85bac99 there"),
+    ],
+    ids=["precision", "cases", "levels", "edition"],
+)
+def test_track_compares_like_with_like(options, said, capsys):
+    """Wrong if a verdict seems to change though something else was asked, or a whole run is lost for a part of it."""
     right = vectors_file("right.safetensors")
+    shutil.copytree(twin().folder, "changed", ignore=shutil.ignore_patterns("none"))
+    manifest = Path("changed/manifest.json")
+    manifest.write_text(manifest.read_text().replace("the query prompt", "a query's prompt", 1))
     assert main(["verify", "--vectors", right, "--track", "runs.json"]) == 0
-    assert main(["verify", "--vectors", right, "--track", "runs.json", "--precision", "int8"]) == 0
-    assert "precision: float32 -> int8" in capsys.readouterr().out
+    kept = Path("runs.json").read_bytes()
+    capsys.readouterr()
+    assert main(["verify", "--vectors", right, "--track", "runs.json", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "known mistakes that these cases see" in out, "it is told in full"
+    assert err.startswith("note: runs.json is left as it is, since it is of another run: ")
+    assert said in err
+    assert Path("runs.json").read_bytes() == kept
+
+
+def test_run_without_an_answer_is_not_tracked(capsys):
+    """Wrong if the last run that said something is lost because the port did not start to answer today."""
+    save_file({"another-case/embedding": np.zeros((1, 48))}, "other.safetensors")
+    silent = ["verify", "--vectors", "other.safetensors", "--track", "runs.json"]
+    assert main(silent) == 2
+    assert not Path("runs.json").exists()
+    assert main(["verify", "--vectors", vectors_file("right.safetensors"), "--track", "runs.json"]) == 0
+    kept = Path("runs.json").read_bytes()
+    capsys.readouterr()
+    assert main(silent) == 2
+    out, err = capsys.readouterr()
+    assert "right -> failed" in out
+    assert err == "note: runs.json is left as it is, since nothing was answered\n"
+    assert Path("runs.json").read_bytes() == kept
 
 
 def test_track_keeps_the_laws_apart():
@@ -380,5 +546,5 @@ def test_help_shows_examples(command, capsys):
     examples = [line.strip() for line in out.splitlines() if line.strip().startswith(f"refembed {command} ")]
     assert len(examples) >= 3
     for example in examples:
-        words = example.partition(" > ")[0].replace('"./my_port twin.safetensors"', "./my_port").split()[1:]
+        words = shlex.split(example.partition(" > ")[0].replace("$(refembed golden path twin)", "twin"))[1:]
         build_parser().parse_args(words)

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from refembed.cli import main
-from refembed.conformance.suite import golden_folder, open_suite
+from refembed.conformance.suite import SHIPPED, golden_folder, open_suite
 from refembed.errors import ERRORS, RefembedError
 
 TWIN = golden_folder("twin")
@@ -138,6 +138,38 @@ def without_texts(content: Any) -> None:
     content["cases"][0] |= {"texts": [], "prompted": []}
 
 
+def without_stages(content: Any) -> None:
+    for case in content["cases"]:
+        case["bounds"] = {one: {"embedding": by_stage["embedding"]} for one, by_stage in case["bounds"].items()}
+        case["stages"] = []
+
+
+def bounds_times(by: float) -> Callable[[Any], None]:
+    """As a port's author would who wants it to pass."""
+
+    def change(content: Any) -> None:
+        for case in content["cases"]:
+            case["bounds"]["float32"]["embedding"] *= by
+
+    return change
+
+
+def without_a_defect(content: Any) -> None:
+    del content["defects"]["causal"]
+    for case in content["cases"]:
+        case["flags"] = [flag for flag in case["flags"] if flag != "causal"]
+
+
+def changed(key: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], object]:
+    return lambda kept: kept.update({key: change(kept[key])})
+
+
+def wider(content: Any, which: str) -> None:
+    """The bound of a case that shows no defect best, so that no separation tells."""
+    (case,) = [case for case in content["cases"] if case["id"] == which]
+    case["bounds"]["float32"]["embedding"] = 1.0
+
+
 def first_bound(to: object) -> Spoil:
     return set_key("cases", 0, "bounds", "float32", "embedding", to=to)
 
@@ -195,6 +227,12 @@ ROWS = [
     Bad("case-with-a-prompt-too-many", "golden-case", CASE, set_key("cases", 0, "prompted", to=["a", "b"])),
     Bad("case-with-a-prompt-of-numbers", "golden-case", CASE, set_key("cases", 0, "prompted", to=[1])),
     Bad("bounds-a-list", "golden-case", "AttributeError", set_key("cases", 0, "bounds", to=[1])),
+    Bad("case-of-a-dimension-and-a-half", "golden-case", "whole", set_key("cases", 0, "dimensions", to=48.5)),
+    Bad("case-of-no-dimension", "golden-case", "whole", set_key("cases", 0, "dimensions", to=0)),
+    Bad("case-of-dimensions-in-words", "golden-case", "whole", set_key("cases", 0, "dimensions", to="48")),
+    Bad("case-with-a-text-of-nothing", "golden-case", CASE, set_key("cases", 0, "texts", 0, "text", to=None)),
+    Bad("tokens-none", "golden-values", CASE, tensors(VALUES, changed(f"{CASE}/tokens.0", lambda ids: ids[:0]))),
+    Bad("tokens-in-a-row", "golden-values", CASE, tensors(VALUES, changed(f"{CASE}/tokens.0", lambda ids: ids[None]))),
     Bad("vectors-gone", "golden-values", CASE, tensors(VALUES, lambda kept: kept.pop(f"{CASE}/embedding"))),
     Bad("tokens-gone", "golden-values", CASE, tensors(VALUES, lambda kept: kept.pop(f"{CASE}/tokens.0"))),
     Bad("tokens-fractions", "golden-values", CASE, tensors(VALUES, scaled(f"{CASE}/tokens.0", 0.5))),
@@ -210,6 +248,57 @@ ROWS = [
     Bad("bounds-emptied", "golden-bound", CASE, set_key("cases", 0, "bounds", to={})),
     Bad("stage-gone", "golden-stages", "pooled", tensors(STAGES, lambda kept: kept.pop(f"{CASE}/pooled"))),
     Bad("stage-nan", "golden-stages", "pooled", tensors(STAGES, scaled(f"{CASE}/pooled", np.nan))),
+    Bad("stage-zeros", "golden-stages", "all zeros", tensors(STAGES, scaled(f"{CASE}/pooled", 0.0))),
+    Bad("stage-without-a-bound-of-its-own", "golden-stages", "layer.00.out", set_key("cases", 0, "stages", to=[])),
+    Bad(
+        "stage-of-fewer-tokens",
+        "golden-stage-shape",
+        "tokens",
+        tensors(STAGES, changed(f"{CASE}/layer.00.out", lambda rows: rows[:1])),
+    ),
+    Bad(
+        "stage-narrower",
+        "golden-stage-shape",
+        "another than in",
+        tensors(STAGES, changed(f"{CASE}/layer.00.out", lambda rows: rows[:, :40])),
+    ),
+    Bad(
+        "stage-without-its-tokens",
+        "golden-stage-shape",
+        "tokens",
+        tensors(STAGES, changed(f"{CASE}/layer.00.out", lambda rows: rows[0])),
+    ),
+    Bad("stages-emptied", "golden-leftover", STAGES, manifest(without_stages)),
+    Bad(
+        "tensor-of-no-case", "golden-leftover", "x/embedding", tensors(VALUES, lambda k: k.update({"x/embedding": 1.0}))
+    ),
+    Bad("defects-emptied", "golden-no-defects", "no known mistake", set_key("defects", to={})),
+    Bad("defect-taken-out", "golden-leftover", "causal", manifest(without_a_defect)),
+    Bad("defect-without-cases", "golden-defects", "causal", set_key("defects", "causal", "cases", to=[])),
+    Bad("defect-without-separations", "golden-defects", "causal", set_key("defects", "causal", "separation", to={})),
+    Bad("bounds-ten-thousandfold", "golden-separation", "changed", manifest(bounds_times(1e4))),
+    Bad("bounds-a-tenth-wider", "golden-separation", "changed", manifest(bounds_times(1.1))),
+    Bad(
+        "separation-raised",
+        "golden-separation",
+        "causal",
+        set_key("defects", "causal", "separation", "int4", "ratio", to=50.0),
+    ),
+    Bad(
+        "distance-raised",
+        "golden-separation",
+        "causal",
+        set_key("defects", "causal", "distances", "text-markup", to=1.9),
+    ),
+    Bad(
+        "defect-vectors-nan",
+        "golden-separation",
+        "causal",
+        tensors(DEFECTS, scaled("causal/text-markup", np.nan)),
+    ),
+    Bad("flags-emptied", "golden-flags", CASE, set_key("cases", 0, "flags", to=[])),
+    Bad("flag-of-no-defect", "golden-flags", "no-such", manifest(lambda c: c["cases"][0]["flags"].append("no-such"))),
+    Bad("one-bound-wider", "golden-flags", "text-arabic", manifest(lambda c: wider(c, "text-arabic"))),
     Bad("defect-vectors-gone", "golden-defects", "causal", tensors(DEFECTS, lambda kept: kept.clear())),
     Bad("defect-of-no-case", "golden-defects", "causal", set_key("defects", "causal", "cases", to=["no-such-case"])),
     Bad("defect-an-empty-entry", "golden-defects", "causal", set_key("defects", "causal", to={})),
@@ -279,3 +368,28 @@ def test_every_id_of_a_golden_folder_is_in_the_table():
     assert {id for id in ERRORS if id.startswith("golden-")} == ids
     assert len(ids) >= 20
     assert len({row.slug for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_table_of_shipped_editions_is_true(name: str):
+    """Wrong if a report says of these golden vectors that they are somebody else's, or of others that they are ours."""
+    manifest = (golden_folder(name) / "manifest.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest().startswith(SHIPPED[name])
+    assert len(SHIPPED[name]) == 12
+
+
+def test_every_shipped_folder_is_in_the_table():
+    """Wrong if the golden vectors of a model may be changed without a report saying so."""
+    assert set(SHIPPED) == {file.parent.name for file in TWIN.parent.glob("*/manifest.json")}
+
+
+def test_changed_golden_vectors_are_said_to_be_foreign(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """Wrong if a whole and consistent folder that is not the shipped one gives a verdict under its name."""
+    set_key("cases", 0, "why", to="another reason")(folder)
+    assert main(["verify", "--suite", str(folder), "--backend", "numpy", "--levels", "vectors", "--json", "-"]) == 0
+    out = capsys.readouterr().out
+    assert "NOT the golden vectors of twin that refembed" in out.splitlines()[1]
+    assert '"golden_shipped": false' in out
+    set_key("model", "name", to="my-model")(folder)
+    assert main(["verify", "--suite", str(folder), "--backend", "numpy", "--levels", "vectors"]) == 0
+    assert "NOT the golden vectors" not in capsys.readouterr().out

@@ -654,10 +654,6 @@ OTHERS: dict[str, tuple[str, Patch]] = {
         dense(lambda up, down: nn.Sequential(up, nn.Softsign(), down)),
     ),
     "window-of-three-quarters": ("the window reaches three quarters as far", window(lambda reach: reach * 3 // 4 + 1)),
-    "causal-with-another-window": (
-        "causal, and sliding layers look back as far as is right, not twice as far",
-        together(put("config.use_bidirectional_attention", False), window(lambda reach: reach + 1)),
-    ),
 }
 KNOWN: dict[str, Patch] = DEFECTS | CONTROLS | {id: patch for id, (_, patch) in OTHERS.items()}
 

@@ -5,6 +5,7 @@ ANSWERS is a JSON file, text -> vector.
 
 import json
 import os
+import signal
 import sys
 import time
 
@@ -46,6 +47,7 @@ MISBEHAVIOURS = {
     "a-list": lambda: say([1, 2]),
     "no-vectors": lambda: say({"embeddings": []}),
     "error": lambda: say({"error": "out of memory \u0000\u001b[31m\ud800"}),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "null": lambda: say({"vectors": None}),
     "words": lambda: say({"vectors": [["a", "b"]]}),
     "deep": lambda: say("[" * 100_000),
@@ -75,6 +77,11 @@ for line in sys.stdin:
         say({"name": "bad port", "can": "everything" if how == "can-a-word" else ["embed", 5, "fly"]})
     elif asked["call"] == "embed":
         count += 1
+        if how == "always-exits":
+            sys.exit(1)
+        if how == "always-not-json":
+            say("ready")
+            continue
         if how == "only-once" and count == LATE:
             crash()
         if how in MISBEHAVIOURS and count == LATE:
