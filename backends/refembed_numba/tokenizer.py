@@ -57,7 +57,8 @@ class CompiledTokenizer(Tokenizer):
         merges, spelled, tokens, characters, bytes = (self.tables[name] for name in TABLES[:-1])
         for text in texts:
             points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-            yield tokenize(points, merges, spelled, tokens, characters, bytes)
+            symbols, count = tokenize(points, merges, spelled, tokens, characters, bytes)
+            yield symbols[:count]
 
 
 def open_tokenizer(file: Path, config: Config) -> Tokenizer:
@@ -103,7 +104,7 @@ def compile_tables(file: Path) -> dict[str, NDArray[Any]] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the library will say what is wrong with it
         return None
     most = max(len(pairs), *vocabulary.values(), *ids.values(), 0)
-    if most >= 2**BITS or len(set(map(tuple, pairs[:, :2].tolist()))) < len(pairs):
+    if most >= 2**BITS or len(np.unique(pairs[:, 0].astype(np.int64) << BITS | pairs[:, 1])) < len(pairs):
         return None
     characters = np.full(sys.maxunicode + 1, EMPTY, np.int32)
     for piece, id in vocabulary.items():
@@ -154,7 +155,9 @@ def hash_table(rows: NDArray[np.int32]) -> NDArray[np.int32]:
 @compiled
 def fill(table, rows):
     for row in range(len(rows)):
-        table[slot_of(table, rows[row, 0], rows[row, 1])] = rows[row]
+        slot = slot_of(table, rows[row, 0], rows[row, 1])
+        for column in range(4):
+            table[slot, column] = rows[row, column]
 
 
 # ------------------------------------------------------------------------------------------------------- tokenize
@@ -276,7 +279,10 @@ def merge_symbols(symbols, start, end, merges, heap, before, after):
 
 @compiled
 def tokenize(points, merges, spelled, tokens, characters, bytes):
-    """Code points (n) uint32 to ids: added tokens where they are spelled, the longest first, and pieces between."""
+    """Code points (n) uint32 to ids: added tokens where they are spelled, the longest first, and pieces between.
+
+    returns  ids, with room behind them; how many they are
+    """
     room = 4 * len(points)  # bytes of a character
     symbols, heap = np.empty(room + 1, np.int32), np.empty(3 * room + 1, np.int64)  # a merge offers at most two others
     before, after = np.empty(room + 1, np.int32), np.empty(room + 1, np.int32)
@@ -291,4 +297,4 @@ def tokenize(points, merges, spelled, tokens, characters, bytes):
         symbols[count] = token
         count = start = count + 1
         at = end
-    return symbols[: merge_symbols(symbols, start, count, merges, heap, before, after)].copy()
+    return symbols, merge_symbols(symbols, start, count, merges, heap, before, after)
