@@ -18,7 +18,7 @@ from .matmul import BLOCK, PANEL, Matrix, multiply
 
 ROWS_A_TASK = 96  # of a product: with one panel they fit a core's own cache
 TRIO = 3 * BLOCK  # of gate, up and what comes of both, side by side
-ROWS_A_STEP = 16  # of work along rows
+ROWS_A_STEP = 4  # of work along rows
 SPINS = 2000  # looks at a counter before the processor is offered to others: about 20 microseconds
 APART = 8  # int64 between counters, so that no two share a cache line
 # one layer's steps
