@@ -34,15 +34,14 @@ def kept(kind: str, of: str, source: str, names: Sequence[str], make: Callable[[
     names    of the arrays
     """
     key = hashlib.sha256(of.encode() + Path(source).read_bytes()).hexdigest()[:24]
-    folder = cache_folder() / kind / key
-    with suppress(OSError, ValueError):  # not there yet, not ours to read, or damaged
-        return mapped(folder, names)
+    with suppress(OSError, ValueError, RuntimeError):  # not there yet, not ours to read, damaged, or nobody's home
+        return mapped(cache_folder() / kind / key, names)
     made = make()
     if made is None:
         return None
-    with suppress(OSError, ValueError):
-        keep(folder, made)
-        return mapped(folder, names)
+    with suppress(OSError, ValueError, RuntimeError):
+        keep(cache_folder() / kind / key, made)
+        return mapped(cache_folder() / kind / key, names)
     return made
 
 
@@ -56,7 +55,11 @@ def keep(folder: Path, arrays: Arrays) -> None:
     beside = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         for name, array in arrays.items():
-            np.save(beside / f"{name}.npy", array)
+            with open(beside / f"{name}.npy", "wb") as handle:
+                np.save(handle, array)
+                handle.flush()
+                os.fsync(handle.fileno())  # else a power cut may leave a whole file of zeros
+        beside.chmod(0o755)  # mkdtemp lets nobody else read it
         if folder.exists():  # damaged, or another process was first
             shutil.rmtree(folder)
         beside.rename(folder)

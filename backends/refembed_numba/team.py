@@ -3,9 +3,11 @@
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from refembed.errors import RefembedError
+
+RUNS_HELD = 3
 
 
 class Team:
@@ -20,8 +22,9 @@ class Team:
         self.prepare()
 
     def prepare(self) -> None:
-        """Threads and lock of this process. All start now: one missing from a run would keep the others waiting."""
+        """Threads and lock of this process. All start now, so that a system that refuses one says so at load."""
         self.process, self.lock = os.getpid(), threading.Lock()
+        self.handed: list[Future[object]] = []
         self.others = ThreadPoolExecutor(self.size - 1, "refembed") if self.size > 1 else None
         if not self.others:
             return
@@ -40,11 +43,13 @@ class Team:
     def run(self, work: Callable[[int], object]) -> None:
         """work(0) here and work(1), work(2) ... elsewhere; back when work(0) is.
 
-        The work is shared out among whoever comes: a thread that the system lets wait may come when all is done.
+        The work is shared out among whoever comes: a thread that the system lets wait may come when all is done. Where
+        RUNS_HELD are open nothing more is handed out, since the arrays of every run are held until its threads come.
         """
         if self.process != os.getpid():
             self.prepare()
         with self.lock:
-            for number in range(1, self.size):
-                self.others.submit(work, number)  # type: ignore[union-attr]
+            self.handed = [one for one in self.handed if not one.done()]
+            if self.others and len(self.handed) < RUNS_HELD * (self.size - 1):  # one has to wait for Python's own lock
+                self.handed += [self.others.submit(work, number) for number in range(1, self.size)]
             work(0)

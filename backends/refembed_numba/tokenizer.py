@@ -22,7 +22,7 @@ from refembed.tokenizer import LARGEST_FILE, Tokenizer
 from .compiled import compiled, inner
 from .kept import Arrays, kept
 
-BITS = 21  # of a place in a text, a rank, an id: three of them in one int64
+RANK_BITS, PLACE_BITS, ID_BITS = 21, 22, 20  # of a merge on the heap, one int64; a character has up to four places
 EMPTY = -1
 SPACE, LOW_LINE = ord(" "), ord("▁")
 TABLES = ("merges", "spelled", "tokens", "characters", "bytes", "known")
@@ -93,6 +93,9 @@ def compile_tables(file: Path) -> dict[str, NDArray[Any]] | None:
             return None
         if any(token[setting] for token in added for setting in PLAIN):
             return None
+        numbers = [*vocabulary.values(), *(token["id"] for token in added)]
+        if len(merges) >= 2**RANK_BITS or any(type(id) is not int or not 0 <= id < 2**ID_BITS for id in numbers):
+            return None
         pairs = np.array(
             [(vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges], np.int32
         ).reshape(-1, 3)
@@ -103,8 +106,7 @@ def compile_tables(file: Path) -> dict[str, NDArray[Any]] | None:
             return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the library will say what is wrong with it
         return None
-    most = max(len(pairs), *vocabulary.values(), *ids.values(), 0)
-    if most >= 2**BITS or len(np.unique(pairs[:, 0].astype(np.int64) << BITS | pairs[:, 1])) < len(pairs):
+    if len(np.unique(pairs[:, 0].astype(np.int64) << ID_BITS | pairs[:, 1])) < len(pairs):
         return None
     characters = np.full(sys.maxunicode + 1, EMPTY, np.int32)
     for piece, id in vocabulary.items():
@@ -235,7 +237,7 @@ def offer(heap, count, merges, left, right, place):
     slot = slot_of(merges, left, right)
     if merges[slot, 0] == EMPTY:
         return count
-    push(heap, count, (np.int64(merges[slot, 2]) << BITS | place) << BITS | merges[slot, 3])
+    push(heap, count, (np.int64(merges[slot, 2]) << PLACE_BITS | place) << ID_BITS | merges[slot, 3])
     return count + 1
 
 
@@ -255,7 +257,7 @@ def merge_symbols(symbols, start, end, merges, heap, before, after):
     while waiting:
         key = pop(heap, waiting)
         waiting -= 1
-        i, made = (key >> BITS) & (2**BITS - 1), np.int32(key & (2**BITS - 1))
+        i, made = (key >> ID_BITS) & (2**PLACE_BITS - 1), np.int32(key & (2**ID_BITS - 1))
         left, j = symbols[start + i], after[i]
         if left == EMPTY or j >= size:
             continue

@@ -105,7 +105,7 @@ class Bench:
         """All of it, in the order of the results."""
         plan = self.plan
         config = open_checkpoint(plan.model).config
-        self.open(RULER, **blas_core(self.environment))
+        self.open(RULER, **blas_core())
         work = self.ask(RULER, "workload", given=plan.given)
         text = work["queries"][0]
         if plan.first_time:
@@ -190,10 +190,10 @@ def bench(plan: Plan, subjects: Sequence[Subject], tell: Callable[[str], None]) 
                 sitting.close(name)
 
 
-def blas_core(environment: Mapping[str, str]) -> dict[str, str]:
-    """Tell OpenBLAS of AVX-512 where there is: it goes by the CPU's model number, which virtual machines hide."""
+def blas_core() -> dict[str, str]:
+    """Tell OpenBLAS of AVX-512 where there is, whatever the environment told it: a yardstick must not be short."""
     try:
         wide = "avx512f" in Path("/proc/cpuinfo").read_text()
     except OSError:
         wide = False
-    return {"OPENBLAS_CORETYPE": "SkylakeX"} if wide and "OPENBLAS_CORETYPE" not in environment else {}
+    return {"OPENBLAS_CORETYPE": "SkylakeX"} if wide else {}

@@ -244,7 +244,8 @@ def setting() -> str:
                 words.append(f"with kernels for {pool.get('architecture', 'an unknown CPU')}")
     return (
         f"{platform.machine()} {binding.get_host_cpu_name()}, {platform.system()}; Numba {version('numba')}, "
-        f"NumPy {np.__version__}; BLAS: {' '.join(words)}; backend's paths {FLOAT_PATH.name} and {BYTE_PATH.name}."
+        f"NumPy {np.__version__}; BLAS: {' '.join(dict.fromkeys(words))}; "
+        f"backend's paths {FLOAT_PATH.name} and {BYTE_PATH.name}."
     )
 
 

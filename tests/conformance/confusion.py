@@ -381,7 +381,7 @@ A mistake *counts* where it lies 3 bounds or more from the truth at the case tha
 - no right port is accused, nor one with a change that must not matter.
 
 Not among them: causal with the right window, which looks back half as far as the catalogue's causal. On the released
-model it is called causal, which it is; on the twin it is unknown.
+model it is called causal, which it is, and on the twin in int8; else it is unknown there.
 
 At a coarse precision a near relative of a known mistake may be called by its name; the report says "or a near
 relative". Such are counted below as *named*, and listed off the diagonal.

@@ -25,6 +25,7 @@ pytest.importorskip("numba")
 from refembed_numba import encoder as numba_encoder
 from refembed_numba.backend import BACKEND
 from refembed_numba.encoder import NumbaEncoder, passes
+from refembed_numba.team import RUNS_HELD, Team
 
 LENGTHS = some.lists(some.integers(1, 60), min_size=1, max_size=6)
 ROOT = Path(__file__).parents[3]
@@ -184,6 +185,30 @@ def test_calls_from_many_threads(small: Checkpoint) -> None:
     assert len(found) == 6
     for results in found.values():
         np.testing.assert_array_equal(results, [expected] * 5)
+
+
+def test_a_thread_that_does_not_come() -> None:
+    """Wrong if a thread that the system keeps waiting holds the others up, or collects the arrays of every run."""
+    team, stopped, ran = Team(3), threading.Event(), []
+    team.run(lambda number: number == 1 and stopped.wait(60))
+    for _ in range(50):
+        team.run(lambda number: ran.append(number))
+    assert ran.count(0) == 50
+    assert len(team.handed) <= RUNS_HELD * 2
+    stopped.set()
+
+
+def test_threads_that_come_late(small: Checkpoint) -> None:
+    """Wrong if a step waits for threads in place of tasks, or one that comes when all is done spoils the next."""
+    model, gate, texts = NumbaEncoder(small, "float32", 3), threading.Event(), texts_of(SMALL, [5, 60])
+    expected, found = NumbaEncoder(small, "float32", 1).encode(texts), []
+    for _ in range(2):
+        model.team.others.submit(gate.wait, 60)
+    caller = threading.Thread(target=lambda: found.extend(model.encode(texts) for _ in range(3)), daemon=True)
+    caller.start()
+    caller.join(30)
+    gate.set()
+    np.testing.assert_array_equal([*found, model.encode(texts)], [expected] * 4)
 
 
 def test_threads_that_cannot_be_started(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,15 @@ def test_other_models_are_left_to_the_library(tmp_path: Path, changed: dict[str,
     assert compile_tables(file) is None
 
 
+@pytest.mark.parametrize("id", [None, -5, 1.5, "7", 2**40])
+def test_ids_that_are_none_are_left_to_the_library(tmp_path: Path, id: object) -> None:
+    """Wrong if a number that no row has is taken for a token's, or ends in another error than the library's."""
+    file, content = tmp_path / "tokenizer.json", made([["a", "b"]])
+    content["model"]["vocab"]["a"] = id
+    file.write_text(json.dumps(content))
+    assert compile_tables(file) is None
+
+
 def test_bytes_that_are_missing_are_left_to_the_library(tmp_path: Path, cache: Path) -> None:
     """Wrong if a letter whose bytes have no tokens gets ids all the same: the library makes <unk> of it."""
     file = tmp_path / "tokenizer.json"
