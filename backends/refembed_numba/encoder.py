@@ -20,27 +20,27 @@ from .forward import (
     ATTEND,
     CONTRACT,
     EXPAND,
+    MANY,
     OUTPUT,
+    PART,
     PROJECT,
-    ROWS_A_TASK,
     STEPS,
-    TRIO,
     TURN,
     Batch,
     Model,
-    count_tasks,
     forward,
     new_counters,
     project,
+    schedule,
 )
-from .instructions import ROWS
+from .instructions import BLOCK, ROWS
 from .kernels import QUERIES
-from .matmul import BLOCK, BYTE_PANEL, PANEL, Matrix, empty_matrix, round_up
+from .matmul import BYTE_PANEL, PANEL, Matrix, empty_matrix, round_up
 from .packing import pack
 from .team import Team
 
 ROWS_AT_ONCE = 128  # of the table: the system maps 64 KB around each row of 3, let go before they add up
-TOKENS_A_PASS = 512  # unless one text has more: what passes between products then stays in a shared cache
+TOKENS_A_THREAD = 256  # of a pass, unless one text has more: what passes between products stays in a shared cache
 NORMS = (
     "input_layernorm",
     "post_attention_layernorm",
@@ -71,7 +71,7 @@ class NumbaEncoder:
 
     def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
         vectors = np.empty((len(batch), self.config.dimensions), np.float32)
-        for indices in passes([len(ids) for ids in batch]):
+        for indices in passes([len(ids) for ids in batch], TOKENS_A_THREAD * max(self.threads, 2)):
             states = self.states([batch[index] for index in indices])
             pooled = np.stack([POOLERS[self.config.pooler](text, {}) for text in states])  # (texts, width)
             vectors[indices] = l2_normalize(self.head(pooled)[1])
@@ -80,12 +80,13 @@ class NumbaEncoder:
     def states(self, texts: list[NDArray[Any]]) -> list[Floats]:
         """The last norm's output of each text, (tokens_i, width)."""
         batch = self.pack_batch(texts)
-        self.steps(batch, 0, self.model.layers * STEPS)
+        self.run(batch, 0, len(batch.tasks))
         return split_rows(batch.normed, batch, self.config.width)
 
-    def pack_batch(self, texts: list[NDArray[Any]]) -> Batch:
+    def pack_batch(self, texts: list[NDArray[Any]], by_rows: bool | None = None) -> Batch:
         ids = np.concatenate(texts)
-        batch = make_batch([len(text) for text in texts], self.model, self.threads)
+        many = len(ids) >= MANY * self.threads if by_rows is None else by_rows
+        batch = make_batch([len(text) for text in texts], self.model, self.threads, many)
         x = batch.x[: ids.size * self.config.width].reshape(len(ids), self.config.width)
         for first in range(0, len(ids), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
@@ -96,8 +97,8 @@ class NumbaEncoder:
                 self.rows_read = 0
         return batch
 
-    def steps(self, batch: Batch, first: int, last: int) -> None:
-        """Some of the forward's steps, on all threads."""
+    def run(self, batch: Batch, first: int, last: int) -> None:
+        """Some of the forward's phases, on all threads."""
         model, threads = self.model, self.threads
         self.team.run(lambda thread: forward(thread, threads, first, last, model, batch))
 
@@ -120,7 +121,7 @@ class NumbaEncoder:
 
     def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The tensors that exist here: what is fused away (norms before a residual, scores) is not among them."""
-        batch = self.pack_batch([ids])
+        batch = self.pack_batch([ids], by_rows=False)
         (embedded,) = split_rows(batch.x, batch, self.config.width)
         kept: dict[str, NDArray[Any]] = {"tokens": ids, "embedded": embedded.copy()}
         for layer in range(self.model.layers):
@@ -136,7 +137,7 @@ class NumbaEncoder:
         model, name, start = self.model, f"layer.{layer:02d}", layer * STEPS
 
         def run(first: int, last: int) -> None:
-            self.steps(batch, start + first, start + last + 1)
+            self.run(batch, start + first, start + last + 1)
 
         def keep(what: str, flat: Floats, columns: int, first: int, size: int, head: int = 0) -> None:
             (rows,) = split_rows(flat, batch, columns)
@@ -145,7 +146,7 @@ class NumbaEncoder:
 
         width, head, queries, key = model.width, model.head, model.heads * model.head, model.key_heads * model.head
         if layer == 0:
-            self.steps(batch, 0, 0)
+            self.run(batch, 0, 0)
         keep("attention.norm", batch.normed, width, 0, width)
         run(PROJECT, PROJECT)
         keep("attention.query", batch.qkv, model.qkv.columns, 0, queries, head)
@@ -243,12 +244,12 @@ def let_go(tensor: StoredTensor) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
-def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of texts that go through together, longest first: TOKENS_A_PASS tokens or one text."""
+def passes(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Indices of texts that go through together, longest first: `room` tokens or one text."""
     group: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if group and tokens + lengths[index] > TOKENS_A_PASS:
+        if group and tokens + lengths[index] > room:
             yield group
             group, tokens = [], 0
         group.append(index)
@@ -257,32 +258,40 @@ def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield group
 
 
-def make_batch(lengths: list[int], model: Model, threads: int) -> Batch:
+def make_batch(lengths: list[int], model: Model, threads: int, by_rows: bool) -> Batch:
     """Room for a pass over texts of these lengths."""
-    rows, panel = sum(lengths), PANEL
+    int8 = model.qkv.int8
+    rows, panel = sum(lengths), BYTE_PANEL if int8 else PANEL
     room = round_up(rows, ROWS) + ROWS  # a tile of queries may begin at a text's last token
     starts = np.concatenate([[0], np.cumsum(lengths)])
     panels = np.concatenate([[0], np.cumsum([round_up(tokens, panel) // panel for tokens in lengths])])
     blocks = [(text, begin) for text, tokens in enumerate(lengths) for begin in range(0, tokens, QUERIES)]
     stride = round_up(max(lengths), panel) + 16  # not a power of two, whose rows would share cache lines
-    int8 = model.qkv.int8
-    bytes = np.zeros(room * max(model.qkv.depth, model.output.depth) if int8 else 0, np.uint8)
-    gated_bytes = np.zeros(room * model.contract.depth if int8 else 0, np.uint8)
+
+    def levels(depth: int, rows: int = room) -> tuple[NDArray[np.uint8], NDArray[np.int32], Floats]:
+        """Bytes, the same as words, and their scales."""
+        bytes = np.zeros(rows * depth if int8 else 0, np.uint8)
+        return bytes, bytes.view(np.int32), np.zeros(len(bytes) // BLOCK, np.float32)
 
     def floats(columns: int, more: int = 0) -> Floats:
         return np.zeros(room * columns + more, np.float32)
 
-    inputs = floats(max(model.width, model.heads * model.head))  # normed, until queries are made of it, then context
+    normed, normed_levels = floats(model.width), levels(model.qkv.depth)
+    context, context_levels = normed, normed_levels
+    if model.heads * model.head != model.width:  # else a row of context can stand where its normed was
+        context, context_levels = floats(model.heads * model.head), levels(model.output.depth)
     return Batch(
-        rows, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths),
-        floats(model.width), inputs, floats(model.qkv.columns, panel), inputs,
+        rows, room, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths),
+        floats(model.width), normed, floats(model.qkv.columns, PANEL), context,
         floats(model.output.columns), floats(0 if int8 else model.mlp),
-        np.zeros(model.key_heads * panels[-1] * model.head * panel, np.float32),
-        bytes, bytes.view(np.int32), np.zeros(len(bytes) // BLOCK, np.float32),
-        gated_bytes, gated_bytes.view(np.int32), np.zeros(len(gated_bytes) // BLOCK, np.float32),
+        np.zeros(0 if int8 else model.key_heads * panels[-1] * model.head * panel, np.float32),
+        empty_matrix(model.key_heads, panels[-1] * panel if int8 else 0, model.head, panel, True),
+        *normed_levels, *context_levels,
+        *levels(round_up(model.head, BLOCK), room * (model.heads + model.key_heads)),
+        *levels(model.contract.depth),
         np.zeros((threads, QUERIES * stride), np.float32), np.zeros((threads, QUERIES), np.float32),
-        np.zeros((threads, ROWS * panel), np.float32), np.zeros((threads, ROWS_A_TASK * TRIO), np.float32),
-        np.array(count_tasks(model, rows, len(blocks))),
+        np.zeros((threads, ROWS * PANEL), np.float32), np.zeros((threads, 3 * PART), np.float32),
+        *schedule(model, rows, len(blocks), threads, by_rows),
         new_counters(model.layers * STEPS),
     )  # fmt: skip
 

@@ -1,8 +1,11 @@
 """The forward pass of one packed batch, run by all threads together.
 
-Every thread runs `forward` from beginning to end. The work is cut into steps, a step into tasks which the threads take
-in turn, and nobody begins a step before all tasks of the last are done. So a whole pass costs one hand-over to the
-threads, no number depends on which of them made it, and a thread that the system lets wait keeps no other waiting.
+Every thread runs `forward` from beginning to end. The work is cut into phases, a phase into tasks which the threads
+take in turn, and nobody begins a phase before all tasks of the last are done. So a whole pass costs one hand-over to
+the threads, no number depends on which of them made it, and a thread that the system lets wait keeps no other waiting.
+
+Few rows: a phase is one step of a layer, and its tasks are columns of a product. Many rows: a task is some rows through
+all steps from one attention to the next, so that what passes between the steps stays in a core's own cache.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,16 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled, inner
-from .instructions import add_to, give_way, look_at
-from .kernels import add_norm_row, attend, gelu_row, norm_row, quantise_row, rotate_head, store_key
-from .matmul import BLOCK, PANEL, Matrix, multiply
+from .instructions import BLOCK, ROWS, add_to, give_way, look_at
+from .kernels import (
+    QUERIES,
+    add_norm_row,
+    gelu_row,
+    mix,
+    norm_and_turn,
+    norm_row,
+    quantise_row,
+    score,
+    score_levels,
+    store_key,
+    store_key_levels,
+)
+from .matmul import BYTE_PANEL, PANEL, ZERO, Matrix, multiply
 
-ROWS_A_TASK = 96  # of a product: with one panel they fit a core's own cache
-TRIO = 3 * BLOCK  # of gate, up and what comes of both, side by side
-ROWS_A_STEP = 4  # of work along rows
+ROWS_A_TASK = 258  # of a product: with one panel they fit a core's own cache; a multiple of ROWS
+PART = ROWS_A_TASK * BLOCK  # of gate, of up, and of what comes of both
+ROWS_A_STEP = 4  # of work along rows, where that is a phase by itself
 SPINS = 2000  # looks at a counter before the processor is offered to others: about 20 microseconds
+MANY = 15  # rows for each thread: from here on tasks are rows
 APART = 8  # int64 between counters, so that no two share a cache line
-# one layer's steps
+Whole = NDArray[np.int64]
+# a layer's steps, numbered on from layer to layer
 PROJECT, TURN, ATTEND, LEVELS, OUTPUT, ADD_ATTENTION, EXPAND, CONTRACT, ADD_MLP = range(9)
 STEPS = 9
 
@@ -60,7 +77,8 @@ class Model(NamedTuple):
 class Batch(NamedTuple):
     """The texts of a pass, one after another without padding, and room for everything between.
 
-    rows       tokens of all texts; arrays have room for a multiple of ROWS
+    rows       tokens of all texts; arrays have room for `room`, a multiple of ROWS
+    stride     of scores
     starts     (texts + 1) first row of each text
     panels     (texts + 1) first panel of each text's keys
     blocks     (blocks, 2) text and first token of every block of attention
@@ -68,15 +86,19 @@ class Batch(NamedTuple):
     x          (rows, width) flat, the residual stream
     normed     (rows, width), queries_keys_values, context, update: what products read and write
     gated      (rows, mlp), float32 only
-    keys       (key_heads, panels, head, PANEL)
-    bytes      int8: the levels of normed or context, (rows, depth), also seen as words of four; byte_scales (rows,
-               depth/BLOCK); and the same of gated, which is written while normed is read
-    scores, sums, found, trios   scratch of each thread
-    tasks      (STEPS) how many tasks a step has
-    counters   (1 + steps, 2) apart: tasks taken, tasks done
+    keys       (key_heads, panels, head, PANEL), float32 only; key_levels the same in int8, as a Matrix
+    bytes      int8: the levels of normed, (rows, depth), also seen as words of four; byte_scales (rows, depth/BLOCK)
+    context_bytes, gated_bytes   the same of context and of gated
+    head_bytes the same of queries and keys, (heads + key_heads, room, head), each head filled up to a multiple of BLOCK
+    scores, sums, found, parts   scratch of each thread
+    phases     (phases + 1) the steps at which a phase begins
+    heights    (phases) rows of a task
+    tasks      (phases) how many tasks a phase has
+    counters   (1 + phases, 2) apart: tasks taken, tasks done
     """
 
     rows: int
+    room: int
     stride: int
     starts: NDArray[np.int64]
     panels: NDArray[np.int64]
@@ -89,28 +111,37 @@ class Batch(NamedTuple):
     update: NDArray[np.float32]
     gated: NDArray[np.float32]
     keys: NDArray[np.float32]
+    key_levels: Matrix
     bytes: NDArray[np.uint8]
     words: NDArray[np.int32]
     byte_scales: NDArray[np.float32]
+    context_bytes: NDArray[np.uint8]
+    context_words: NDArray[np.int32]
+    context_scales: NDArray[np.float32]
+    head_bytes: NDArray[np.uint8]
+    head_words: NDArray[np.int32]
+    head_scales: NDArray[np.float32]
     gated_bytes: NDArray[np.uint8]
     gated_words: NDArray[np.int32]
     gated_scales: NDArray[np.float32]
     scores: NDArray[np.float32]
     sums: NDArray[np.float32]
     found: NDArray[np.float32]
-    trios: NDArray[np.float32]
+    parts: NDArray[np.float32]
+    phases: NDArray[np.int64]
+    heights: NDArray[np.int64]
     tasks: NDArray[np.int64]
     counters: NDArray[np.int64]
 
 
-def new_counters(steps: int) -> NDArray[np.int64]:
-    """Of each step, and of what comes before the first: tasks taken, tasks done."""
-    return np.zeros((steps + 1) * 2 * APART, np.int64)
+def new_counters(phases: int) -> NDArray[np.int64]:
+    """Of each phase, and of what comes before the first: tasks taken, tasks done."""
+    return np.zeros((phases + 1) * 2 * APART, np.int64)
 
 
 @inner
 def wait(counters, place, tasks):
-    """Until all tasks of a step are done. Nobody waits for a thread that has none: the system may have stopped it."""
+    """Until all tasks of a phase are done. Nobody waits for a thread that has none: the system may have stopped it."""
     looks = 0
     while look_at(counters, place) < tasks:
         looks += 1
@@ -127,14 +158,15 @@ def norm_rows(model, batch, which, first, last):
         norm_row(batch.x, at, width, model.norms, which * width, model.epsilon, batch.normed, at)
         if model.qkv.int8:
             quantise_row(batch.normed, at, width, batch.bytes, row * depth, depth, batch.byte_scales,
-                         row * (depth // BLOCK))  # fmt: skip
+                         row * (depth // BLOCK), np.int32(ZERO))  # fmt: skip
 
 
 @inner
 def turn_rows(model, batch, layer, first, last):
-    """Norm and turn queries and keys, and lay the keys out by columns."""
-    head, columns = model.head, model.qkv.columns
+    """Norm and turn queries and keys, and lay the keys out by columns; in int8 the levels of both."""
+    head, columns, depth = model.head, model.qkv.columns, batch.key_levels.depth
     kind = 0 if model.sliding[layer] else 1
+    panels = batch.panels[len(batch.panels) - 1]
     for row in range(first, last):
         text = batch.text_of[row]
         position = row - batch.starts[text]
@@ -142,27 +174,39 @@ def turn_rows(model, batch, layer, first, last):
         for part in range(model.heads + model.key_heads):
             at, key = row * columns + part * head, part - model.heads
             weight = (layer * 2 + (1 if key >= 0 else 0)) * head
-            norm_row(batch.qkv, at, head, model.head_norms, weight, model.epsilon, batch.qkv, at)
-            rotate_head(batch.qkv, at, head, model.turns, turn)
-            if key >= 0:
-                panels = batch.panels[len(batch.panels) - 1]
-                place = (key * panels + batch.panels[text]) * head * PANEL
-                store_key(batch.qkv, at, head, position, batch.keys, place)
+            norm_and_turn(batch.qkv, at, head, model.head_norms, weight, model.epsilon, model.turns, turn)
+            place = key * panels + batch.panels[text]
+            level = part * batch.room + row
+            if model.qkv.int8:
+                zero = np.int32(0 if key >= 0 else ZERO)
+                quantise_row(batch.qkv, at, head, batch.head_bytes, level * depth, depth, batch.head_scales,
+                             level * (depth // BLOCK), zero)  # fmt: skip
+                if key >= 0:
+                    store_key_levels(batch.head_bytes, batch.head_words, level * (depth // 4), batch.head_scales,
+                                     level * (depth // BLOCK), depth, position, batch.key_levels, place)  # fmt: skip
+            elif key >= 0:
+                store_key(batch.qkv, at, head, position, batch.keys, place * head * PANEL)
 
 
 @inner
 def attend_block(model, batch, layer, task, thread):
     """One block of queries of one head."""
-    head = model.head
+    head, columns, scores = model.head, model.qkv.columns, batch.scores[thread]
     text, begin = batch.blocks[task // model.heads, 0], batch.blocks[task // model.heads, 1]
     query = task % model.heads
     key = query // (model.heads // model.key_heads)
     first_row, tokens = batch.starts[text], batch.starts[text + 1] - batch.starts[text]
-    keys_start = (key * batch.panels[len(batch.panels) - 1] + batch.panels[text]) * head * PANEL
-    attend(batch.qkv, model.qkv.columns, first_row, tokens, begin, query * head,
-           (model.heads + model.key_heads + key) * head, head, model.reach if model.sliding[layer] else tokens,
-           model.scale, batch.keys, keys_start, batch.scores[thread], batch.stride, batch.sums[thread],
-           batch.found[thread], batch.context, model.heads * head, query * head)  # fmt: skip
+    end, reach = min(begin + QUERIES, tokens), model.reach if model.sliding[layer] else tokens
+    place = key * batch.panels[len(batch.panels) - 1] + batch.panels[text]
+    if model.qkv.int8:
+        score_levels(batch.head_words, batch.head_scales, query * batch.room + first_row, begin, end, tokens,
+                     batch.key_levels.depth, reach, batch.key_levels, place, scores, batch.stride)  # fmt: skip
+    else:
+        score(batch.qkv, columns, first_row, query * head, begin, end, tokens, head, reach, batch.keys,
+              place * head * PANEL, scores, batch.stride)  # fmt: skip
+    mix(batch.qkv, columns, first_row, (model.heads + model.key_heads + key) * head, begin, end, tokens, head, reach,
+        model.scale, BYTE_PANEL if model.qkv.int8 else PANEL, scores, batch.stride, batch.sums[thread],
+        batch.found[thread], batch.context, model.heads * head, query * head)  # fmt: skip
 
 
 @inner
@@ -180,104 +224,123 @@ def level_rows(model, batch, first, last):
     """int8: the levels of context."""
     size, depth = model.heads * model.head, model.output.depth
     for row in range(first, last):
-        quantise_row(batch.context, row * size, size, batch.bytes, row * depth, depth, batch.byte_scales,
-                     row * (depth // BLOCK))  # fmt: skip
-
-
-def count_tasks(model: Model, rows: int, blocks: int) -> list[int]:
-    """How many tasks each step has."""
-    parts, steps = -(-rows // ROWS_A_TASK), -(-rows // ROWS_A_STEP)
-
-    def panels(matrix: Matrix) -> int:
-        return parts * (matrix.columns // matrix.panel)
-
-    expand = parts * (-(-model.mlp // BLOCK))
-    levels = steps if model.output.int8 else 0
-    return [panels(model.qkv), steps, blocks * model.heads, levels, panels(model.output), steps, expand,
-            panels(model.contract), steps]  # fmt: skip
+        quantise_row(batch.context, row * size, size, batch.context_bytes, row * depth, depth, batch.context_scales,
+                     row * (depth // BLOCK), np.int32(ZERO))  # fmt: skip
 
 
 @inner
-def product_task(batch, a, words, scales, matrix, layer, task, threads, c):
-    """One panel's columns for ROWS_A_TASK rows."""
-    panels = matrix.columns // matrix.panel
-    first, panel = task // panels * ROWS_A_TASK, task % panels
-    last = min(first + ROWS_A_TASK, batch.rows)
-    multiply(a, words, scales, matrix, layer, first, last, panel, threads, c,
-             first * matrix.columns + panel * matrix.panel, matrix.columns)  # fmt: skip
+def product_part(a, words, scales, matrix, layer, first, last, part, ahead, c):
+    """One panel's columns of rows first to last."""
+    multiply(a, words, scales, matrix, layer, first, last, part, ahead, c, first * matrix.columns + part * matrix.panel,
+             matrix.columns)  # fmt: skip
 
 
 @inner
-def expand_task(model, batch, layer, task, threads, trio):
-    """BLOCK columns of gated = gelu(gate) * up for ROWS_A_TASK rows; in int8 their levels."""
+def expand_part(model, batch, layer, first, last, part, ahead, scratch):
+    """BLOCK columns of gated = gelu(gate) * up of rows first to last; in int8 their levels."""
     matrix, mlp, depth = model.expand, model.mlp, model.contract.depth
-    half, parts = matrix.columns // matrix.panel // 2, (mlp + BLOCK - 1) // BLOCK
-    block = task % parts
-    first, count = task // parts * ROWS_A_TASK, min(BLOCK, mlp - block * BLOCK)
-    last = min(first + ROWS_A_TASK, batch.rows)
+    half, count = matrix.columns // matrix.panel // 2, min(BLOCK, mlp - part * BLOCK)
     for side in range(2):
         for column in range(0, count, matrix.panel):
-            panel = side * half + (block * BLOCK + column) // matrix.panel
+            panel = side * half + (part * BLOCK + column) // matrix.panel
             multiply(batch.normed, batch.words, batch.byte_scales, matrix, layer, first, last, panel,
-                     threads * BLOCK // matrix.panel, trio, side * BLOCK + column, TRIO)  # fmt: skip
+                     ahead * BLOCK // matrix.panel, scratch, side * PART + column, BLOCK)  # fmt: skip
+    if model.contract.int8:
+        gelu_row(scratch, 0, PART, (last - first) * BLOCK, scratch, 2 * PART)
     for row in range(first, last):
-        at = (row - first) * TRIO
+        at = (row - first) * BLOCK
         if model.contract.int8:
-            gelu_row(trio, at, at + BLOCK, count, trio, at + 2 * BLOCK)
-            quantise_row(trio, at + 2 * BLOCK, count, batch.gated_bytes, row * depth + block * BLOCK, BLOCK,
-                         batch.gated_scales, row * (depth // BLOCK) + block)  # fmt: skip
+            quantise_row(scratch, 2 * PART + at, count, batch.gated_bytes, row * depth + part * BLOCK, BLOCK,
+                         batch.gated_scales, row * (depth // BLOCK) + part, np.int32(ZERO))  # fmt: skip
         else:
-            gelu_row(trio, at, at + BLOCK, count, batch.gated, row * mlp + block * BLOCK)
+            gelu_row(scratch, at, PART + at, count, batch.gated, row * mlp + part * BLOCK)
+
+
+def parts_of(model: Model, step: int) -> int:
+    """Into how many parts the columns of a step are cut: those of the products."""
+    if step == PROJECT:
+        return model.qkv.columns // model.qkv.panel
+    if step == OUTPUT:
+        return model.output.columns // model.output.panel
+    if step == CONTRACT:
+        return model.contract.columns // model.contract.panel
+    if step == EXPAND:
+        return (model.mlp + BLOCK - 1) // BLOCK
+    return 1 if step != LEVELS or model.output.int8 else 0
+
+
+count_parts = inner(parts_of)
+
+
+def schedule(model: Model, rows: int, blocks: int, threads: int, by_rows: bool) -> tuple[Whole, Whole, Whole]:
+    """Phases, heights and tasks of a Batch."""
+    layers, attentions = model.layers, blocks * model.heads
+    if by_rows:
+        share = threads * -(-rows // (threads * ROWS_A_TASK))  # as many tasks as the threads can share evenly
+        height = -(-rows // (share * ROWS)) * ROWS
+        tasks = -(-rows // height)
+        between = np.arange(layers)[:, None] * STEPS + [ATTEND, ATTEND + 1]
+        phases = np.concatenate([[0], between.ravel(), [layers * STEPS]])
+        return phases, np.full(len(phases), height), np.array([tasks] + [attentions, tasks] * layers)
+    heights = [ROWS_A_STEP if step in (TURN, LEVELS, ADD_ATTENTION, ADD_MLP) else ROWS_A_TASK for step in range(STEPS)]
+    counts = [-(-rows // height) * parts_of(model, step) for step, height in enumerate(heights)]
+    counts[ATTEND] = attentions
+    return np.arange(layers * STEPS + 1), np.tile(heights, layers), np.tile(counts, layers)
 
 
 @inner
-def rows_task(model, batch, layer, step, task):
-    """ROWS_A_STEP rows of the work along rows."""
-    first = task * ROWS_A_STEP
-    last = min(first + ROWS_A_STEP, batch.rows)
-    if step == TURN:
-        turn_rows(model, batch, layer, first, last)
-    elif step == LEVELS:
-        level_rows(model, batch, first, last)
-    else:
-        add_rows(model, batch, layer * 4 + (1 if step == ADD_ATTENTION else 3), first, last)
+def do_task(model, batch, phase, task, thread, threads):
+    """All parts of all steps of a phase for some rows; of a phase that is one step, one part of its columns."""
+    begin, end = batch.phases[phase], batch.phases[phase + 1]
+    alone = end == begin + 1
+    parts = count_parts(model, begin % STEPS) if alone else 1
+    only, ahead = task % parts, threads if alone else 1
+    first = task // parts * batch.heights[phase]
+    last = min(first + batch.heights[phase], batch.rows)
+    for at in range(begin, end):
+        layer, step = at // STEPS, at % STEPS
+        for part in range(only if alone else 0, only + 1 if alone else count_parts(model, step)):
+            if step == PROJECT:
+                product_part(batch.normed, batch.words, batch.byte_scales, model.qkv, layer, first, last, part, ahead,
+                             batch.qkv)  # fmt: skip
+            elif step == TURN:
+                turn_rows(model, batch, layer, first, last)
+            elif step == LEVELS:
+                level_rows(model, batch, first, last)
+            elif step == OUTPUT:
+                product_part(batch.context, batch.context_words, batch.context_scales, model.output, layer, first, last,
+                             part, ahead, batch.update)  # fmt: skip
+            elif step == EXPAND:
+                expand_part(model, batch, layer, first, last, part, ahead, batch.parts[thread])
+            elif step == CONTRACT:
+                product_part(batch.gated, batch.gated_words, batch.gated_scales, model.contract, layer, first, last,
+                             part, ahead, batch.update)  # fmt: skip
+            else:
+                add_rows(model, batch, layer * 4 + (1 if step == ADD_ATTENTION else 3), first, last)
 
 
 @compiled
-def forward(thread, threads, first_step, last_step, model, batch):
-    """Steps first_step to last_step of layers * STEPS; before step 0 the first norm.
+def forward(thread, threads, first_phase, last_phase, model, batch):
+    """Phases first_phase to last_phase; before the first of all the first norm.
 
-    Every thread calls this with its own number. batch.counters must be zero from first_step on.
+    Every thread calls this with its own number. batch.counters must be zero from first_phase on.
     """
-    if first_step == 0:
+    if first_phase == 0:
         if add_to(batch.counters, 0) == 0:
-            norm_rows(model, batch, first_step, first_step, batch.rows)
+            norm_rows(model, batch, first_phase, first_phase, batch.rows)
             add_to(batch.counters, APART)
         wait(batch.counters, APART, 1)
-    for at in range(first_step, last_step):
-        layer, step = at // STEPS, at % STEPS
-        place = (at + 1) * 2 * APART
-        tasks = batch.tasks[step]
+    for phase in range(first_phase, last_phase):
+        at, place = batch.phases[phase], (phase + 1) * 2 * APART
         task = add_to(batch.counters, place)
-        while task < tasks:
-            if step == ATTEND:
-                attend_block(model, batch, layer, task, thread)
-            elif step == EXPAND:
-                expand_task(model, batch, layer, task, threads, batch.trios[thread])
-            elif step == PROJECT:
-                product_task(batch, batch.normed, batch.words, batch.byte_scales, model.qkv, layer, task,
-                             threads, batch.qkv)  # fmt: skip
-            elif step == OUTPUT:
-                product_task(batch, batch.context, batch.words, batch.byte_scales, model.output, layer, task,
-                             threads, batch.update)  # fmt: skip
-            elif step == CONTRACT:
-                product_task(batch, batch.gated, batch.gated_words, batch.gated_scales, model.contract, layer, task,
-                             threads, batch.update)  # fmt: skip
+        while task < batch.tasks[phase]:
+            if at % STEPS == ATTEND:
+                attend_block(model, batch, at // STEPS, task, thread)
             else:
-                rows_task(model, batch, layer, step, task)
+                do_task(model, batch, phase, task, thread, threads)
             add_to(batch.counters, place + APART)
             task = add_to(batch.counters, place)
-        wait(batch.counters, place + APART, tasks)
+        wait(batch.counters, place + APART, batch.tasks[phase])
 
 
 @compiled
@@ -291,8 +354,7 @@ def project(threads, a, matrix, rows, counters, c):
     layer = first = 0
     task = add_to(counters, 0)
     while task < panels:
-        multiply(a, matrix.levels, matrix.scales, matrix, layer, first, rows, task, threads, c, task * matrix.panel,
-                 matrix.columns)  # fmt: skip
+        product_part(a, matrix.levels, matrix.scales, matrix, layer, first, rows, task, threads, c)
         add_to(counters, APART)
         task = add_to(counters, 0)
     wait(counters, APART, panels)

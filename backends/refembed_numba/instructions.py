@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 ROWS = 6  # of a tile, on every CPU
 LANES = 16  # of a sum along a row
+BLOCK = 64  # neighbours that share a scale in int8, of a row of activations and of a column of weights
 LINE = 16  # numbers of 32 bits in a cache line
 FETCHED = 2  # cache lines asked for ahead of need with every step of a product: more at once hold up what is needed now
 BYTE, SHORT, INT, LONG, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -42,8 +43,8 @@ def load(builder: Any, base: Any, index: Any, kind: Any) -> Any:
     return builder.load(builder.bitcast(builder.gep(base, [index]), kind.as_pointer()), align=4)
 
 
-def store(builder: Any, value: Any, base: Any, index: Any) -> None:
-    builder.store(value, builder.bitcast(builder.gep(base, [index]), value.type.as_pointer()), align=4)
+def store(builder: Any, value: Any, base: Any, index: Any, align: int = 4) -> None:
+    builder.store(value, builder.bitcast(builder.gep(base, [index]), value.type.as_pointer()), align=align)
 
 
 def splat(builder: Any, number: Any, lanes: int) -> Any:
@@ -295,6 +296,18 @@ def addresses(context: Any, builder: Any, signature: Any, given: Any) -> list[An
 
 
 # --------------------------------------------------------------------------------------------------- sums along a row
+def joined(builder: Any, lanes: Any, join: Any) -> Any:
+    """One number of all lanes, halves onto halves."""
+    while lanes.type.count > 1:
+        half = lanes.type.count // 2
+        low, high = (
+            builder.shuffle_vector(lanes, lanes, ir.Constant(ir.VectorType(INT, half), list(range(at, at + half))))
+            for at in (0, half)
+        )
+        lanes = join(builder, low, high)
+    return builder.extract_element(lanes, INT(0))
+
+
 def along_row(start_value: float, step: Any, join: Any) -> Any:
     """A function that goes along numbers of a flat array sixteen lanes at a time, and then joins the lanes."""
 
@@ -308,17 +321,7 @@ def along_row(start_value: float, step: Any, join: Any) -> Any:
             with cgutils.for_range_slice(builder, LONG(0), given[2], LONG(LANES)) as (index, _):
                 number = load(builder, x, builder.add(given[1], index), FLOATS)
                 builder.store(step(builder, builder.load(place), number), place)
-            lanes = builder.load(place)
-            while lanes.type.count > 1:
-                half = lanes.type.count // 2
-                low, high = (
-                    builder.shuffle_vector(
-                        lanes, lanes, ir.Constant(ir.VectorType(INT, half), list(range(at, at + half)))
-                    )
-                    for at in (0, half)
-                )
-                lanes = join(builder, low, high)
-            return builder.extract_element(lanes, INT(0))
+            return joined(builder, builder.load(place), join)
 
         return types.float32(x, types.intp, types.intp), generate
 
@@ -343,6 +346,44 @@ largest_of_row = along_row(-np.inf, greater, greater)
 largest_magnitude = along_row(
     0.0, lambda builder, lanes, number: greater(builder, lanes, magnitude(builder, number)), greater
 )
+
+
+@intrinsic
+def quantise_block(typing: Any, x: Any, start: Any, bytes: Any, bytes_start: Any, scales: Any, place: Any,
+                   zero: Any) -> Any:  # fmt: skip
+    """Levels of BLOCK numbers of flat float32 x, stored `zero` higher, and their scale: largest magnitude / 127.
+
+    The sum of the levels. Written here because LLVM does not use vectors in so short a loop of unknown arrays.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, bytes, scales = (data_of(context, builder, signature.args[i], given[i]) for i in (0, 2, 4))
+        _, start, _, to, _, place, zero = given
+        ints = ir.VectorType(INT, LANES)
+        numbers = [load(builder, x, builder.add(start, LONG(at)), FLOATS) for at in range(0, BLOCK, LANES)]
+        lanes = every(0.0, FLOATS)
+        for number in numbers:
+            lanes = greater(builder, lanes, magnitude(builder, number))
+        largest = joined(builder, lanes, greater)
+        builder.store(builder.fdiv(largest, FLOAT(127.0)), builder.gep(scales, [place]))
+        inverse = builder.select(
+            builder.fcmp_ordered(">", largest, FLOAT(0.0)), builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)
+        )
+        sums, parts = every(0, ints), []
+        for number in numbers:
+            scaled = builder.fmul(number, splat(builder, inverse, LANES))
+            raised = builder.fptosi(builder.fadd(scaled, every(128.5, FLOATS)), ints)  # positive: cut off is rounded
+            levels = builder.sub(raised, every(128, ints))
+            sums = builder.add(sums, levels)
+            parts.append(builder.trunc(builder.add(levels, splat(builder, zero, LANES)), ir.VectorType(BYTE, LANES)))
+        while len(parts) > 1:
+            both = ir.Constant(ir.VectorType(INT, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+            parts = [builder.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        store(builder, parts[0], bytes, to, align=1)
+        return joined(builder, sums, lambda builder, a, b: builder.add(a, b))
+
+    n = types.intp
+    return types.int32(x, n, bytes, n, scales, n, types.int32), generate
 
 
 @intrinsic

@@ -12,15 +12,16 @@ import numpy as np
 
 from .compiled import inner
 from .instructions import (
+    BLOCK,
     LANES,
     ROWS,
     float_of_bits,
-    largest_magnitude,
     largest_of_row,
+    quantise_block,
     sum_of_row,
     sum_of_squares,
 )
-from .matmul import BLOCK, PANEL, ZERO, tile
+from .matmul import BYTE_PANEL, PANEL, ZERO, bytes_tile, tile
 
 f32, whole = np.float32, np.uintp
 
@@ -75,11 +76,12 @@ def add_norm_row(x, start, update, update_start, count, weight, weight_start, ep
 
 
 @inner
-def rotate_head(x, start, head, turns, turn_start):
-    """Turn each pair (x_k, x_{k + head/2}); turns has head/2 cosines and then head/2 sines."""
-    half = head // 2
+def norm_and_turn(x, start, head, weight, weight_start, epsilon, turns, turn_start):
+    """Norm a head in place, then turn each pair (x_k, x_{k + head/2}); turns has head/2 cosines, then head/2 sines."""
+    scale, half = inverse_rms(x, start, head, epsilon), head // 2
     for k in range(half):
-        first, second = x[whole(start + k)], x[whole(start + half + k)]
+        first = x[whole(start + k)] * scale * weight[whole(weight_start + k)]
+        second = x[whole(start + half + k)] * scale * weight[whole(weight_start + half + k)]
         cos, sin = turns[whole(turn_start + k)], turns[whole(turn_start + half + k)]
         x[whole(start + k)] = first * cos - second * sin
         x[whole(start + half + k)] = second * cos + first * sin
@@ -113,24 +115,25 @@ def softmax_row(scores, start, count, scale):
 
 
 @inner
-def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start):
-    """Levels of each block of BLOCK numbers, stored ZERO higher, and its scale: largest magnitude / 127.
+def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start, zero):
+    """Levels of each block of BLOCK numbers, stored `zero` higher, and its scale: largest magnitude / 127.
 
     bytes    flat uint8; from `count` to `padded` the level 0
+    zero     int32
     """
-    for block in range(padded // BLOCK):
-        here = min(BLOCK, count - block * BLOCK)
-        even = here // LANES * LANES
+    for block in range(count // BLOCK):
+        quantise_block(x, start + block * BLOCK, bytes, bytes_start + block * BLOCK, scales, scales_start + block, zero)
+    for block in range(count // BLOCK, padded // BLOCK):
         at, to = start + block * BLOCK, bytes_start + block * BLOCK
-        largest = largest_magnitude(x, at, even)
-        for i in range(even, here):
+        largest = f32(0.0)
+        for i in range(count - block * BLOCK):
             largest = max(largest, abs(x[at + i]))
         scales[scales_start + block] = largest / f32(127.0)
         inverse = f32(127.0) / largest if largest > f32(0.0) else f32(0.0)
-        for i in range(here):
-            bytes[whole(to + i)] = np.uint8(np.int32(x[whole(at + i)] * inverse + f32(128.5)) - np.int32(128 - ZERO))
-        for i in range(here, BLOCK):
-            bytes[to + i] = np.uint8(ZERO)
+        for i in range(count - block * BLOCK):
+            bytes[to + i] = np.uint8(np.int32(x[at + i] * inverse + f32(128.5)) - np.int32(128) + zero)
+        for i in range(count - block * BLOCK, BLOCK):
+            bytes[to + i] = np.uint8(zero)
 
 
 @inner
@@ -142,27 +145,77 @@ def store_key(x, start, head, position, keys, keys_start):
 
 
 @inner
-def attend(qkv, columns, first_row, tokens, begin, query_at, value_at, head, reach, scale, keys, keys_start,
-           scores, stride, sums, found, context, context_columns, context_at):  # fmt: skip
-    """Attention of one head for up to QUERIES tokens of one text, over the keys in their windows only.
+def store_key_levels(bytes, words, word_start, scales, scales_start, depth, position, keys, panels_start):
+    """The same of levels: a key is a column of the matrix that queries are multiplied with.
 
-    qkv                 (rows, columns) flat; the text's tokens are rows first_row .. first_row + tokens
-    begin               first token of the block, within the text
-    query_at, value_at  first column of the head's queries and of its values
+    words    flat int32, the key's from word_start; the same memory as bytes, signed
+    scales   flat, the key's from scales_start
+    keys     a Matrix of int8 whose panels are panels of keys, of this text and key head from panels_start
+    """
+    panel, column = panels_start + position // BYTE_PANEL, position % BYTE_PANEL
+    for word in range(depth // 4):
+        keys.levels[whole((panel * (depth // 4) + word) * BYTE_PANEL + column)] = words[whole(word_start + word)]
+    for block in range(depth // BLOCK):
+        sum = np.int32(0)
+        for i in range(BLOCK):
+            sum += np.int32(np.int8(bytes[whole(word_start * 4 + block * BLOCK + i)]))
+        at = (panel * (depth // BLOCK) + block) * BYTE_PANEL + column
+        keys.scales[at], keys.offsets[at] = scales[scales_start + block], -np.int32(ZERO) * sum
+
+
+@inner
+def seen(begin, end, tokens, reach, panel):
+    """Of the tokens begin to end: the first panel of keys they see, and the end of those keys."""
+    return max(0, begin - reach) // panel, min(tokens, end + reach)
+
+
+@inner
+def score(qkv, columns, first_row, query_at, begin, end, tokens, head, reach, keys, keys_start, scores, stride):
+    """Products of one head's queries, tokens begin to end of a text, with the keys in their windows.
+
+    qkv                 (rows, columns) flat; the text's first token is row first_row, its query begins at query_at
     reach               how far a token sees; at least `tokens` in a full layer
     keys, keys_start    (panels, head, PANEL) flat, from store_key
-    scores, stride      scratch (QUERIES, stride) flat
-    sums, found         scratch (QUERIES) and (ROWS, PANEL) flat
-    context             (rows, context_columns) flat; the head's first column is context_at
+    scores, stride      (QUERIES, stride) flat; column 0 is the first seen panel's first key
     """
-    end = min(begin + QUERIES, tokens)
-    first_panel = max(0, begin - reach) // PANEL
-    base, last_key = first_panel * PANEL, min(tokens, end + reach)
+    first, last_key = seen(begin, end, tokens, reach, PANEL)
     for row in range(begin, end, ROWS):
-        at = (row - begin) * stride
-        for p in range(first_panel, (last_key + PANEL - 1) // PANEL):
+        for p in range(first, (last_key + PANEL - 1) // PANEL):
             tile(qkv, (first_row + row) * columns + query_at, columns, keys, keys_start + p * head * PANEL, PANEL,
-                 scores, at + (p - first_panel) * PANEL, stride, head, keys_start + (p + 1) * head * PANEL)  # fmt: skip
+                 scores, (row - begin) * stride + (p - first) * PANEL, stride, head,
+                 keys_start + (p + 1) * head * PANEL)  # fmt: skip
+
+
+@inner
+def score_levels(words, scales, first_row, begin, end, tokens, depth, reach, keys, panels_start, scores, stride):
+    """The same of levels.
+
+    words, scales        (rows, depth/4) and (rows, depth/BLOCK) flat; the query of the text's first token is first_row
+    keys, panels_start   from store_key_levels
+    """
+    step, blocks = depth // 4, depth // BLOCK
+    first, last_key = seen(begin, end, tokens, reach, BYTE_PANEL)
+    for row in range(begin, end, ROWS):
+        for p in range(first, (last_key + BYTE_PANEL - 1) // BYTE_PANEL):
+            panel = panels_start + p
+            bytes_tile(words, (first_row + row) * step, step, scales, keys.levels, panel * step * BYTE_PANEL,
+                       keys.scales, keys.offsets, panel * blocks * BYTE_PANEL, scores,
+                       (row - begin) * stride + (p - first) * BYTE_PANEL, stride, blocks, BLOCK // 4,
+                       (panel + 1) * step * BYTE_PANEL)  # fmt: skip
+
+
+@inner
+def mix(qkv, columns, first_row, value_at, begin, end, tokens, head, reach, scale, panel, scores, stride, sums, found,
+        context, context_columns, context_at):  # fmt: skip
+    """Softmax of the scores, and each token's mean of the values it sees.
+
+    value_at       first column of the head's values
+    panel          of keys, which the scores begin with: PANEL or BYTE_PANEL
+    sums, found    scratch (QUERIES) and (ROWS, PANEL) flat
+    context        (rows, context_columns) flat; the head's first column is context_at
+    """
+    first, last_key = seen(begin, end, tokens, reach, panel)
+    base = first * panel
     for row in range(begin, end):
         at = (row - begin) * stride - base
         low, high = max(0, row - reach), min(tokens, row + reach + 1)

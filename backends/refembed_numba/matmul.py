@@ -12,10 +12,9 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from .compiled import inner
-from .instructions import BYTE_PATHS, FLOAT_PATHS, ROWS, byte_tile, choose, float_tile
+from .instructions import BLOCK, BYTE_PATHS, FLOAT_PATHS, ROWS, byte_tile, choose, float_tile
 
 PARTS = 3  # the next panel is fetched while this many tiles of a panel are computed
-BLOCK = 64  # neighbours that share a scale in int8, of a row of activations and of a column of weights
 DOT_OF_BYTES = """
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
 define i32 @dot(<16 x i8> %a, <16 x i8> %b) {

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from .compiled import compiled, inner
 from .forward import APART, new_counters, wait
-from .instructions import LANES, add_to
+from .instructions import BLOCK, LANES, add_to
 from .kernels import ROUND
-from .matmul import BLOCK, ZERO, Matrix
+from .matmul import ZERO, Matrix
 from .team import Team
 
 f32, i32, whole = np.float32, np.int32, np.uintp

@@ -57,7 +57,10 @@ class CompiledTokenizer(Tokenizer):
         merges, spelled, tokens, characters, bytes = (self.tables[name] for name in TABLES[:-1])
         for text in texts:
             points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-            symbols, count = tokenize(points, merges, spelled, tokens, characters, bytes)
+            room = 4 * len(points) + 1  # bytes of a character
+            symbols, before, after = (np.empty(room, np.int32) for _ in range(3))
+            heap = np.empty(3 * room, np.int64)
+            count = tokenize(points, merges, spelled, tokens, characters, bytes, symbols, heap, before, after)
             yield symbols[:count]
 
 
@@ -280,14 +283,14 @@ def merge_symbols(symbols, start, end, merges, heap, before, after):
 
 
 @compiled
-def tokenize(points, merges, spelled, tokens, characters, bytes):
+def tokenize(points, merges, spelled, tokens, characters, bytes, symbols, heap, before, after):
     """Code points (n) uint32 to ids: added tokens where they are spelled, the longest first, and pieces between.
 
-    returns  ids, with room behind them; how many they are
+    symbols        room for 4 n + 1 int32: the ids
+    heap           room for 12 n + 1 int64: a merge offers at most two others
+    before, after  room for 4 n + 1 int32
+    returns        how many ids there are
     """
-    room = 4 * len(points)  # bytes of a character
-    symbols, heap = np.empty(room + 1, np.int32), np.empty(3 * room + 1, np.int64)  # a merge offers at most two others
-    before, after = np.empty(room + 1, np.int32), np.empty(room + 1, np.int32)
     count = start = at = 0
     while at < len(points):
         token, end = spelled_here(points, at, spelled, tokens)
@@ -299,4 +302,4 @@ def tokenize(points, merges, spelled, tokens, characters, bytes):
         symbols[count] = token
         count = start = count + 1
         at = end
-    return symbols, merge_symbols(symbols, start, count, merges, heap, before, after)
+    return merge_symbols(symbols, start, count, merges, heap, before, after)

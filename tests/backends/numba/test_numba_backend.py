@@ -131,18 +131,22 @@ def test_real_weights(weights: Path, real: refembed.Embedder, precision: str) ->
     lengths=LENGTHS,
     threads=some.integers(1, 4),
     at_once=some.integers(1, 200),
+    many=some.sampled_from([0, 1, 15, 10**9]),
     precision=some.sampled_from(["float32", "int8"]),
 )
 def test_bits_depend_on_the_text_alone(
-    small: Checkpoint, data: some.DataObject, lengths: list[int], threads: int, at_once: int, precision: str
+    small: Checkpoint, data: some.DataObject, lengths: list[int], threads: int, at_once: int, many: int, precision: str
 ) -> None:
-    """Wrong if the company, the order, the number of threads or the cut into passes changes one bit of a vector."""
+    """Wrong if the company, the order, the number of threads, the cut into passes or into tasks by rows or by columns
+    changes one bit of a vector.
+    """
     texts = texts_of(SMALL, lengths)
     alone = NumbaEncoder(small, precision, 1)
     expected = np.concatenate([alone.encode([ids]) for ids in texts])
     picked = data.draw(some.lists(some.integers(0, len(texts) - 1), max_size=12))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_encoder, "TOKENS_A_PASS", at_once)
+        patch.setattr(numba_encoder, "TOKENS_A_THREAD", at_once)
+        patch.setattr(numba_encoder, "MANY", many)
         found = NumbaEncoder(small, precision, threads).encode([texts[index] for index in picked])
     np.testing.assert_array_equal(found, expected[picked])
 
@@ -159,13 +163,13 @@ def test_bits_at_the_released_sizes() -> None:
         np.testing.assert_array_equal(one.encode(texts[::-1])[::-1], expected)
 
 
-@given(lengths=some.lists(some.integers(1, 2048), max_size=40))
-def test_passes_laws(lengths: list[int]) -> None:
+@given(lengths=some.lists(some.integers(1, 2048), max_size=40), room=some.integers(1, 4096))
+def test_passes_laws(lengths: list[int], room: int) -> None:
     """Wrong if a text is left out or comes twice, or a pass grows with the number of texts."""
-    groups = list(passes(lengths))
+    groups = list(passes(lengths, room))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) == 1 or sum(lengths[index] for index in group) <= numba_encoder.TOKENS_A_PASS
+        assert len(group) == 1 or sum(lengths[index] for index in group) <= room
 
 
 # ----------------------------------------------------------------------------------------------- threads and processes
