@@ -1,7 +1,7 @@
 """What Numba has no words for: vector registers, fused multiply-add, atomic counters. Each is a few lines of LLVM IR.
 
-Sums run in an order fixed here (one chain for each number of a product, sixteen lanes for a sum along a row), so that
-their bits depend on nothing but the numbers: not on the row's place, its neighbours, or the width of the registers.
+Sums run in an order fixed here (chains of CHAIN for each number of a product, sixteen lanes for a sum along a row), so
+that their bits depend on the numbers alone: not on the row's place, its neighbours, or the width of the registers.
 """
 # mypy: disable-error-code="untyped-decorator"
 # Numba's decorators have no types that hold for every version
@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 ROWS = 6  # of a tile, on every CPU
 LANES = 16  # of a sum along a row
+CHAIN = 384  # additions after which a sum is put aside: rounding errors grow with the length of the chain
 BLOCK = 64  # neighbours that share a scale in int8, of a row of activations and of a column of weights
 LINE = 16  # numbers of 32 bits in a cache line
 FETCHED = 2  # cache lines asked for ahead of need with every step of a product: more at once hold up what is needed now
@@ -192,21 +193,33 @@ def row_starts(builder: Any, path: Path, start: Any, step: Any) -> list[Any]:
 
 def float_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_step: Any,
                   c: Any, c_start: Any, c_step: Any, depth: Any, ahead: Any) -> None:  # fmt: skip
-    """c[i, j] = the sum over k < depth of a[i, k] * b[k, j], each one chain of additions, k rising.
+    """c[i, j] = the sum over k < depth of a[i, k] * b[k, j], in chains of CHAIN additions, k rising.
 
     a, a_start, a_step   float32 in a flat array, where its first number is, and how far it is to the next row
     b, b_start, b_step   the same of b
     c, c_start, c_step   the same of c, path.rows x path.columns
     ahead                where in b those numbers are that are needed soon
     """
-    kind = ir.VectorType(FLOAT, path.lanes)
-    sums = registers(builder, kind, path.rows, path.columns // path.lanes)
-    for place in (place for row in sums for place in row):
-        builder.store(every(0.0, kind), place)
-    sum_products(builder, path, a, row_starts(builder, path, a_start, a_step), b, b_start, b_step, depth, sums, ahead)
-    for start, row in zip(row_starts(builder, path, c_start, c_step), sums, strict=True):
-        for v, place in enumerate(row):
-            store(builder, builder.load(place), c, builder.add(start, LONG(path.lanes * v)))
+    kind, places = ir.VectorType(FLOAT, path.lanes), [LONG(at) for at in range(0, path.columns, path.lanes)]
+    sums = registers(builder, kind, path.rows, len(places))
+    a_rows, c_rows = row_starts(builder, path, a_start, a_step), row_starts(builder, path, c_start, c_step)
+    with cgutils.for_range_slice(builder, LONG(0), depth, LONG(CHAIN)) as (first, _):
+        for place in (place for row in sums for place in row):
+            builder.store(every(0.0, kind), place)
+        left = builder.sub(depth, first)
+        count = builder.select(builder.icmp_signed("<", left, LONG(CHAIN)), left, LONG(CHAIN))
+        rows = [builder.add(start, first) for start in a_rows]
+        soon = builder.add(ahead, builder.mul(first, LONG(FETCHED * LINE)))
+        sum_products(builder, path, a, rows, b, builder.add(b_start, builder.mul(first, b_step)), b_step, count, sums,
+                     soon)  # fmt: skip
+        begun = builder.icmp_signed(">", first, LONG(0))
+        for start, row in zip(c_rows, sums, strict=True):
+            for at, place in zip(places, row, strict=True):
+                total = cgutils.alloca_once_value(builder, builder.load(place))
+                with builder.if_then(begun):
+                    before = load(builder, c, builder.add(start, at), kind)
+                    builder.store(builder.fadd(before, builder.load(total)), total)
+                store(builder, builder.load(total), c, builder.add(start, at))
 
 
 def byte_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, a_scales: Any, b: Any, b_start: Any,
