@@ -7,6 +7,7 @@ refembed's own backends (--backend). spec/protocol.md of the source distribution
   refembed verify --call my_port:embed
   refembed verify --command "./my_port $(refembed golden path twin)/checkpoint" --track runs.json
   refembed verify --model embeddinggemma-300m --url http://127.0.0.1:8080 --dialect openai
+  refembed verify --level losses --call my_training:loss
 
 Exit status: 0 the port conforms, 1 it does not, 2 it could not be verified.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..conformance.losses import verify_losses
 from ..conformance.mutation import Text
 from ..conformance.port import CALLS, DIALECTS, CallPort, CommandPort, FilePort, HttpPort, Port, within
 from ..conformance.report import as_json, as_junit, as_text, changes, is_report, unlike, verdict_lines
@@ -56,7 +58,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--timeout", type=seconds, metavar="S", help=f"seconds to wait for an answer, or a start ({TIMEOUT})"
     )
     command.add_argument("--precision", default="float32", metavar="P", help="whose bounds apply (float32)")
-    command.add_argument("--levels", default=",".join(LEVELS), metavar="L,L", help=f"some of {','.join(LEVELS)}")
+    command.add_argument(
+        "--levels", "--level", default=",".join(LEVELS), metavar="L,L", help=f"some of {','.join(LEVELS)}; or losses"
+    )
     command.add_argument("--cases", default="*", metavar="PATTERN,...", help="some cases only, like length-*")
     command.add_argument("--json", metavar="FILE", help="write conformance.json there")
     command.add_argument("--junit", metavar="FILE", help="write JUnit XML there")
@@ -67,17 +71,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     check_options(given)
-    folder = Path(given.suite)
-    suite = open_suite(folder if folder.is_dir() else golden_folder(given.suite))
     before = read_track(given.track)
     for path in (given.json, given.junit, given.track):
         check_output(path)
-    port = open_port(given, suite)
-    bounds = "float32" if given.precision == "float64" else given.precision
-    try:
-        report = verify(suite, port, bounds, words(given.levels), words(given.cases))
-    finally:
-        port.close()
+    report = report_of(given)
     apart = unlike(report, before) if before else []
     if before is None or apart:
         print(as_text(report))
@@ -91,6 +88,34 @@ def run(given: argparse.Namespace) -> int:
     if not report.answered:
         return 2
     return 0 if report.conforms else 1
+
+
+def report_of(given: argparse.Namespace) -> Report:
+    """Ask the port and judge it."""
+    if words(given.levels) == ["losses"]:
+        return losses_report(given)
+    folder = Path(given.suite)
+    suite = open_suite(folder if folder.is_dir() else golden_folder(given.suite))
+    port = open_port(given, suite)
+    bounds = "float32" if given.precision == "float64" else given.precision
+    try:
+        return verify(suite, port, bounds, words(given.levels), words(given.cases))
+    finally:
+        port.close()
+
+
+def losses_report(given: argparse.Namespace) -> Report:
+    """The same of its losses, which have golden vectors of their own."""
+    if given.precision not in ("float32", "float64"):
+        raise RefembedError("verify-precision", "the losses have bounds for float32 only; leave --precision out")
+    if given.call is None and given.program is None:
+        raise RefembedError("verify-option", "--level losses goes with --call and --command only")
+    folder = Path(given.suite)
+    port = called_port(given)
+    try:
+        return verify_losses(folder if folder.is_dir() else golden_folder("losses"), port, words(given.cases))
+    finally:
+        port.close()
 
 
 def check_options(given: argparse.Namespace) -> None:
@@ -126,14 +151,11 @@ def seconds(text: str) -> float:
 
 def open_port(given: argparse.Namespace, suite: Suite) -> Port:
     """The port that the options name."""
-    timeout = given.timeout or TIMEOUT
-    if given.call is not None:
-        return CallPort(given.call, timeout)
-    if given.program is not None:
-        return CommandPort(given.program, timeout)
+    if given.call is not None or given.program is not None:
+        return called_port(given)
     if given.url is not None:
         key, name = os.environ.get("REFEMBED_API_KEY", ""), given.name or "embeddinggemma"
-        return HttpPort(given.url, given.dialect or "openai", name, timeout, key)
+        return HttpPort(given.url, given.dialect or "openai", name, given.timeout or TIMEOUT, key)
     if given.vectors is not None:
         return FilePort(Path(given.vectors))
     folder = given.checkpoint or suite.folder / "checkpoint"
@@ -145,6 +167,12 @@ def open_port(given: argparse.Namespace, suite: Suite) -> Port:
     if model.info.digest != suite.manifest["model"]["digest"]:
         print(f"note: {folder} holds other files than these golden vectors were made with", file=sys.stderr)
     return BackendPort(model)
+
+
+def called_port(given: argparse.Namespace) -> CommandPort:
+    """A function or a command."""
+    timeout = given.timeout or TIMEOUT
+    return CallPort(given.call, timeout) if given.call is not None else CommandPort(given.program, timeout)
 
 
 def own_precision(precision: str) -> str | None:

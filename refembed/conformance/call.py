@@ -41,7 +41,7 @@ def number(found: Any) -> float:
     return float(found)
 
 
-def find_function(name: str) -> Callable[[list[str]], Any]:
+def find_function(name: str) -> Callable[[Any], Any]:
     """MODULE:FUNCTION; `embed` where no function is named."""
     module, _, function = name.partition(":")
     try:
@@ -53,16 +53,24 @@ def find_function(name: str) -> Callable[[list[str]], Any]:
     return found
 
 
-def ask(function: Callable[[list[str]], Any], texts: list[str]) -> str:
-    """The function's answer as a line of the protocol."""
+def ask(function: Callable[[Any], Any], request: dict[str, Any]) -> str:
+    """The function's answer as a line of the protocol: vectors of texts, or value and gradients of a loss."""
+    of_loss = request["call"] == "loss"
     try:
-        found = function(texts)
+        found = function(request if of_loss else request["texts"])
     except (Exception, SystemExit) as error:
         raise CallError(f"raised {type(error).__name__}: {error}") from error
     try:
-        return json.dumps({"vectors": plain(found)}, default=number)
+        return json.dumps(members(found) if of_loss else {"vectors": plain(found)}, default=number)
     except Exception as error:  # from another library's arrays anything may come
         raise CallError(f"gave something else than numbers: {error}") from error
+
+
+def members(found: Any) -> Any:
+    """A dict of anything, dicts within it too, as plain as its numbers can be."""
+    if isinstance(found, dict):
+        return {str(key): members(one) for key, one in found.items()}
+    return plain(found)
 
 
 def main(name: str) -> None:
@@ -70,7 +78,7 @@ def main(name: str) -> None:
     asked, said = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    function: Callable[[list[str]], Any] | None = None
+    function: Callable[[Any], Any] | None = None
     for line in asked:
         request = json.loads(line)
         if request["call"] == "stop":
@@ -78,7 +86,7 @@ def main(name: str) -> None:
         try:
             if function is None:
                 function = find_function(name)
-            answer = json.dumps({"name": name}) if request["call"] == "start" else ask(function, request["texts"])
+            answer = json.dumps({"name": name}) if request["call"] == "start" else ask(function, request)
         except CallError as error:
             answer = json.dumps({"error": str(error)})
         said.write(answer + "\n")

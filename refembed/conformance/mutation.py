@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from .. import reference
 from ..prompts import prefixes
-from ..reference import Config, attention, layer, model, operations, pooling, positions
+from ..reference import Config, attention, layer, losses, model, operations, pooling, positions
 from ..tokenizer import Tokenizer
 
-REFERENCE_MODULES = (attention, layer, model, operations, pooling, positions)
+REFERENCE_MODULES = (attention, layer, losses, model, operations, pooling, positions)
 Array = NDArray[Any]
 Functions = Mapping[str, Callable[..., Any]]
 

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -137,7 +137,7 @@ def within(seconds: float | None, ask: Callable[[], Any]) -> Any:
 class CommandPort:
     """A program that reads one JSON object a line and answers each with one. Started again after a crash.
 
-    The calls are start, tokenize, embed, trace and stop; spec/protocol.md has them by example.
+    The calls are start, tokenize, embed, trace, loss and stop; spec/protocol.md has them by example.
     """
 
     refusal = "answered with an error: "  # before the words of a port that answers so
@@ -251,6 +251,10 @@ class CommandPort:
 
     def trace(self, case: Case, prompted: str) -> Any:
         return take(self.call({"call": "trace", "text": prompted, "stages": list(case.stages)}), "stages")
+
+    def loss(self, asked: Mapping[str, Any]) -> Any:
+        """Value and gradients of a loss; what is asked is JSON."""
+        return self.call({"call": "loss", **asked})
 
     def close(self) -> None:
         process, self.process = self.process, None

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from .. import __version__
 from .port import counted
 from .suite import SHIPPED
-from .verify import FAILED, LEVELS, NOT_ASKED, RIGHT, WRONG, Outcome, Report
+from .verify import ANSWERS, FAILED, NOT_ASKED, RIGHT, WRONG, Outcome, Report
 
 MOST_LINES = 12
 CLEAR = 100  # bounds from the truth, from which on what looks like a known mistake can hardly be a relative of it
@@ -19,13 +19,14 @@ def as_text(report: Report) -> str:
     cases = counted(report.cases, "case")
     lines = [f"{report.port} against {report.suite} (golden {report.edition}), {cases}, {report.precision}"]
     lines += [*foreign(report), ""]
-    for level in LEVELS:
+    width = max(8, *(len(level) for level in levels(report)))
+    for level in levels(report):
         counts = Counter(outcome.verdict for outcome in report.outcomes if outcome.level == level)
         if counts:
             said = ", ".join(
                 f"{counts[verdict]} {verdict}" for verdict in (RIGHT, WRONG, FAILED, NOT_ASKED) if counts[verdict]
             )
-            lines.append(f"  {level:<8} {said}")
+            lines.append(f"  {level:<{width}} {said}")
     share, case = report.used()
     more = f"; {report.prompted} more where the port puts the prompts" if report.prompted else ""
     lines += [
@@ -36,6 +37,11 @@ def as_text(report: Report) -> str:
     lines += bad_lines([outcome for outcome in report.outcomes if outcome.verdict in (WRONG, FAILED)])
     lines += ["", *verdict_lines(report)]
     return "\n".join(lines)
+
+
+def levels(report: Report) -> list[str]:
+    """Those that were judged, in their order."""
+    return list(dict.fromkeys(outcome.level for outcome in report.outcomes))
 
 
 def foreign(report: Report) -> list[str]:
@@ -76,7 +82,7 @@ def verdict_lines(report: Report) -> list[str]:
     lines += [
         f"diagnosis: {defect.id} ({defect.family}): {defect.title}{relative}",
         f"  evidence: on {', '.join(best.cases)} the port is within {best.to_defect:.2g} bounds of this mistake's own "
-        f"vectors and {best.to_truth:.3g} from the truth; {100 * best.foretold:.0f} % of all cases lie as far "
+        f"{report.made_of} and {best.to_truth:.3g} from the truth; {100 * best.foretold:.0f} % of all cases lie as far "
         "from the truth as it puts them",
         f"  what users see: {defect.effect}",
         f"  seen in: {'no port yet' if defect.reported == '-' else defect.reported}",
@@ -89,12 +95,12 @@ def verdict_lines(report: Report) -> list[str]:
 
 def unknown_lines(report: Report) -> list[str]:
     """What is said where no known mistake explains what is wrong."""
-    wrong = [level for level in LEVELS if any(o.level == level and o.verdict == WRONG for o in report.outcomes)]
+    wrong = [level for level in levels(report) if any(o.level == level and o.verdict == WRONG for o in report.outcomes)]
     if not wrong:
         return []
-    if {"vectors", "prompts"} & set(wrong):
+    if set(ANSWERS) & set(wrong):
         return [
-            "diagnosis: unknown; no single known mistake gives these vectors",
+            f"diagnosis: unknown; no single known mistake gives these {report.made_of}",
             *(f"  but for certain: {said}" for said in report.hints),
         ]
     right = any(o.level == "vectors" and o.verdict == RIGHT for o in report.outcomes)
@@ -108,7 +114,7 @@ def blind(report: Report) -> list[str]:
         return []
     seen = f"{report.visible} of {report.known} known mistakes"
     better = "ask for more levels and cases" if report.precision == "float32" else "verify at float32 first"
-    return [f"  but only {seen} can be seen at {report.precision} by the vectors that were asked; {better}"]
+    return [f"  but only {seen} can be seen at {report.precision} by the {report.made_of} that were asked; {better}"]
 
 
 def as_dict(report: Report) -> dict[str, Any]:

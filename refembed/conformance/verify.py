@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from .port import Port, PortError, PortLostError, PortTimeoutError, as_numbers, 
 from .suite import Case, Suite
 
 LEVELS = ("tokens", "vectors", "prompts", "stages", "laws")
+ANSWERS = ("vectors", "prompts", "values", "gradients")  # levels by which mistakes are told; the last two of losses
 RIGHT, WRONG, FAILED, NOT_ASKED = "right", "wrong", "failed", "not asked"
 PATIENCE = 3  # timeouts in a row, after which the port is not asked again
 RESTARTS = 10  # times in a row that it ended, could not be reached or said no JSON, after which neither
@@ -27,6 +28,12 @@ LAWS = {"alone": "sent alone", "reversed": "sent in another order", "doubled": "
 PROMPTS_ONLY = {defect.id for defect in DEFECTS if defect.family in ("E1", "E2", "E3")} - {"chat-template"}
 PROMPTS_ONLY |= {"pool-without-prompt"}
 Array = NDArray[Any]
+One = TypeVar("One", bound="HasId")
+
+
+class HasId(Protocol):
+    @property
+    def id(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Outcome:
               port has no way to be asked
     used      the error as a share of the bound
     said      one sentence where there is something to say
-    stage     the first wrong stage, at the level of stages
+    stage     the first wrong stage, at the level of stages; what is wrong, of a loss
     law       which of LAWS, at the level of laws
     """
 
@@ -57,6 +64,7 @@ class Report:
     edition   which golden vectors: the first digits of their manifest's SHA-256
     visible   how many of the known mistakes the vectors that were answered can tell from the truth at this precision
     hints     what is certain of vectors that no known mistake explains
+    made_of   what mistakes are told by: vectors, or numbers of losses
     prompted  how many more mistakes could be told if the port had put the prompts
     shipped   whether the golden vectors are those that this release has under that name; None where it has none
     """
@@ -74,6 +82,7 @@ class Report:
     hints: Sequence[str] = field(default_factory=tuple)
     prompted: int = 0
     shipped: bool | None = None
+    made_of: str = "vectors"
 
     @property
     def conforms(self) -> bool:
@@ -103,14 +112,12 @@ class Report:
         if shown:
             first = min(shown, key=lambda outcome: stage_order(str(outcome.stage)))
             return str(first.stage), first.case
-        vectors = next((outcome for outcome in wrong if outcome.level in ("vectors", "prompts")), None)
-        return ("embedding", vectors.case) if vectors else None
+        vectors = next((outcome for outcome in wrong if outcome.level in ANSWERS), None)
+        return (vectors.stage or "embedding", vectors.case) if vectors else None
 
     def used(self) -> tuple[float, str]:
         """The largest share of the allowed error that a right vector or stage used, and its case; "" for none."""
-        measured = [
-            one for one in self.outcomes if one.verdict == RIGHT and one.level in ("vectors", "prompts", "stages")
-        ]
+        measured = [one for one in self.outcomes if one.verdict == RIGHT and one.level in (*ANSWERS, "stages")]
         return max(((one.used, one.case) for one in measured if one.used is not None), default=(0.0, ""))
 
 
@@ -148,21 +155,14 @@ def verify(
     Raises RefembedError where nothing would be verified. What goes wrong in the port becomes an outcome, never an
     exception.
     """
-    chosen = [case for case in suite.cases if any(fnmatchcase(case.id, pattern) for pattern in cases)]
-    idle = [pattern for pattern in cases if not any(fnmatchcase(case.id, pattern) for case in chosen)]
-    if idle or not chosen:
-        listed = ", ".join(map(repr, idle)) or "an empty list"
-        raise RefembedError(
-            "verify-no-case",
-            f"no case of {suite.name} matches {listed}; 'refembed golden list {suite.name}' shows them",
-        )
+    chosen = chosen_cases(suite.cases, cases, f"{suite.name}; 'refembed golden list {suite.name}'")
     if any(precision not in case.bounds for case in chosen):
         raise RefembedError("verify-precision", no_contract(suite, precision, chosen[0]))
     wanted = tuple(levels)
     unknown = [level for level in wanted if level not in LEVELS]
     if unknown or not wanted:
         listed = ", ".join(map(repr, unknown)) or "was named"
-        raise RefembedError("verify-level", f"no level {listed}; the levels are {', '.join(LEVELS)}")
+        raise RefembedError("verify-level", f"no level {listed}; the levels are {', '.join(LEVELS)}; losses alone")
     run = Run(suite, port, precision)
     for level in LEVELS:
         if level in wanted:
@@ -190,6 +190,16 @@ def verify(
     )
 
 
+def chosen_cases(cases: Sequence[One], patterns: Sequence[str], where: str) -> list[One]:
+    """The cases whose ids match. Each pattern must match one. where: the suite's name, and what shows its cases."""
+    chosen = [case for case in cases if any(fnmatchcase(case.id, pattern) for pattern in patterns)]
+    idle = [pattern for pattern in patterns if not any(fnmatchcase(case.id, pattern) for case in chosen)]
+    if idle or not chosen:
+        listed, (name, _, shown_by) = ", ".join(map(repr, idle)) or "an empty list", where.partition("; ")
+        raise RefembedError("verify-no-case", f"no case of {name} matches {listed}; {shown_by} shows them")
+    return chosen
+
+
 def visible(suite: Suite, precision: str, outcomes: Sequence[Outcome]) -> tuple[set[str], set[str]]:
     """The known mistakes that the answered vectors can show, and those that they could if the port put the prompts."""
 
@@ -214,17 +224,13 @@ def no_contract(suite: Suite, precision: str, case: Case) -> str:
     return f"{suite.name} has no bounds for {precision!r}; it has {known}"
 
 
-class Run:
-    """One port on one suite: what was measured so far, and a method for each level."""
+class Asking:
+    """Asks a port, and no more once it has failed too often in a row."""
 
-    def __init__(self, suite: Suite, port: Port, precision: str) -> None:
-        self.suite, self.port, self.precision = suite, port, precision
-        self.outcomes: list[Outcome] = []
-        self.measured: list[Measured] = []
-        self.answers: dict[str, Array] = {}
+    def __init__(self) -> None:
         self.lost: list[PortLostError] = []  # in a row
 
-    def guarded(self, level: str, case: Case, ask: Callable[[], Outcome], law: str | None = None) -> list[Outcome]:
+    def guarded(self, level: str, case: HasId, ask: Callable[[], Outcome], law: str | None = None) -> list[Outcome]:
         timeouts = sum(isinstance(error, PortTimeoutError) for error in self.lost)
         if timeouts >= PATIENCE or len(self.lost) >= RESTARTS:
             times = (
@@ -239,6 +245,17 @@ class Run:
         except PortError as error:
             self.lost = [*self.lost, error] if isinstance(error, PortLostError) else []
             return [Outcome(level, case.id, FAILED, said=f"the port {error}", law=law)]
+
+
+class Run(Asking):
+    """One port on one suite: what was measured so far, and a method for each level."""
+
+    def __init__(self, suite: Suite, port: Port, precision: str) -> None:
+        super().__init__()
+        self.suite, self.port, self.precision = suite, port, precision
+        self.outcomes: list[Outcome] = []
+        self.measured: list[Measured] = []
+        self.answers: dict[str, Array] = {}
 
     def laws_broken(self) -> bool | None:
         found = [outcome.verdict for outcome in self.outcomes if outcome.level == "laws"]

@@ -1,12 +1,13 @@
 """Shape comments as claims: read them from source, watch the source run, and compare.
 
-A claim is a shape in parentheses at the start of a line's comment, or on a docstring line of a parameter or the return.
+A claim is a shape in parentheses at the start of a line's comment, or on a docstring line of a parameter or the return;
+"# x (tokens, width)" is a claim on the part x of a value with named parts.
 `watch` runs something and keeps the real shape of every argument, assigned local and returned value of each call;
 `disagreements` holds claims against what was watched. Sizes in a claim are
 
-- the config's: width, heads, key_heads, head, mlp, dense, dimensions, each with its one value, and tokens, the length
-  of the text in hand; except where the function takes an argument of that name, which then is the value, and in
-  SHARED functions, which serve callers of other sizes;
+- the config's: vocabulary, width, heads, key_heads, head, mlp, dense, dimensions, each with its one value, and tokens,
+  the length of the text in hand; except where the function takes an argument of that name, which then is the value,
+  and in SHARED functions, which serve callers of other sizes;
 - letters (LETTERS), which take whatever size they meet first and must keep it throughout a call, like `...`;
 - whole numbers, and products and quotients of all these.
 
@@ -29,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-SIZES = ("tokens", "width", "heads", "key_heads", "head", "mlp", "dense", "dimensions")
-LETTERS = {"n", "m", "rows", "columns", "blocks", "block", "count", "texts", "tokens_i"}
+SIZES = ("vocabulary", "tokens", "width", "heads", "key_heads", "head", "mlp", "dense", "dimensions")
+LETTERS = {"n", "m", "rows", "columns", "blocks", "block", "count", "texts", "tokens_i", "examples", "hard", "length"}
 SHARED = {"split_heads": {"tokens", "head"}, "merge_heads": {"tokens", "head"}}  # also serve the attention pooler
 NOT_SHAPES = {"(out, in)"}  # the only words in parentheses, comma between, that are no shape
 NUMBER_TYPES = ("int8", "uint8", "int32", "int64", "float16", "float32", "float64")
@@ -143,7 +144,7 @@ def _comment_claims(file: str, tree: ast.Module, source: str) -> Iterator[Claim]
     for line, column, comment in comments(source):
         if not SHAPE.search(comment):
             continue
-        match = re.match(r"#\s*(?=\()", comment)
+        match = re.match(r"#\s*(x )?(?=\()", comment)
         if match is None:
             raise UnclaimedError(f"{file}:{line} {comment}: a shape comment starts with its shape")
         if line not in statements:
@@ -164,7 +165,8 @@ def _comment_claims(file: str, tree: ast.Module, source: str) -> Iterator[Claim]
         if shape is None:
             raise UnclaimedError(f"{file}:{line} {comment}: a shape comment starts with its shape")
         types = _types_after(text, shape.end(), len(text))
-        yield Claim(file, getattr(owner, "name", ""), kind, subject, "", shape[0], types, line, at, statement.lineno)
+        part, function = (match[1] or "").strip(), getattr(owner, "name", "")
+        yield Claim(file, function, kind, subject, part, shape[0], types, line, at, statement.lineno)
 
 
 def _without_words(tree: ast.Module) -> str:

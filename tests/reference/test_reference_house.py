@@ -14,10 +14,15 @@ import refembed.reference
 
 FOLDER = Path(refembed.reference.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
-FORWARD = [path for path in FILES if path.name != "quantize.py"]
+TRAINING = [path for path in FILES if path.name in ("gradients.py", "backward.py", "losses.py")]
+FORWARD = [path for path in FILES if path.name != "quantize.py" and path not in TRAINING]
 
 # At most this many, as it was when written; each is one line with its reason in the code.
 MOST_BRANCHES = {ast.If: 0, ast.IfExp: 2, ast.For: 1, ast.While: 0, ast.Try: 0, ast.Match: 0, ast.comprehension: 4}
+# The same of the backward pass: the loop over layers; their streams, the kinds' positions, a batch's texts and its sum.
+MOST_BRANCHES_BACK = dict.fromkeys(MOST_BRANCHES, 0) | {ast.For: 1, ast.comprehension: 4}
+# The same of the losses: equal texts of either side (2), the sides of a batch (4), the lengths (1, 1).
+MOST_BRANCHES_LOSSES = dict.fromkeys(MOST_BRANCHES, 0) | {ast.For: 2, ast.comprehension: 7}
 
 
 def code_lines(source: str) -> set[int]:
@@ -126,6 +131,20 @@ def test_lines_are_counted_as_a_person_counts() -> None:
 def test_the_forward_hardly_branches(kind: type) -> None:
     """If this failed, the forward would have a case more than the model has; raise the cap only with a reason."""
     assert sum(branches(path.read_text(), kind) for path in FORWARD) <= MOST_BRANCHES[kind]
+
+
+@pytest.mark.parametrize("kind", MOST_BRANCHES_BACK, ids=lambda kind: kind.__name__)
+def test_the_backward_hardly_branches(kind: type) -> None:
+    """If this failed, the backward would have a case the forward does not; raise the cap only with a reason."""
+    files = [path for path in TRAINING if path.name != "losses.py"]
+    assert len(files) == 2
+    assert sum(branches(path.read_text(), kind) for path in files) <= MOST_BRANCHES_BACK[kind]
+
+
+@pytest.mark.parametrize("kind", MOST_BRANCHES_LOSSES, ids=lambda kind: kind.__name__)
+def test_the_losses_hardly_branch(kind: type) -> None:
+    """If this failed, a loss would have a case its equation does not; raise the cap only with a reason."""
+    assert branches((FOLDER / "losses.py").read_text(), kind) <= MOST_BRANCHES_LOSSES[kind]
 
 
 def test_planted_branches_are_counted() -> None:

@@ -1,5 +1,6 @@
 """Every shape comment of the reference is executed: compared with the real shape, and a wrong one is noticed."""
 
+import ast
 import re
 import shutil
 import sys
@@ -35,13 +36,24 @@ CONFIG_SIZES = {name: TOKENS if name == "tokens" else getattr(CONFIG, name) for 
 
 
 def run_everything(package: str) -> None:
-    """Call every function of the reference, the general ones with sizes that are no size of the config as well."""
-    model, operations, quantize = load(package, "model"), load(package, "operations"), load(package, "quantize")
-    rng = np.random.default_rng(0)
-    parameters = random_parameters(CONFIG)
+    run_forward(package)
+    run_gradients(package)
+    run_losses(package)
+
+
+def parameters_and_pooler() -> dict[str, np.ndarray]:
+    rng, parameters = np.random.default_rng(2), random_parameters(CONFIG)
     parameters["pooling.query"] = rng.standard_normal((1, CONFIG.width))
     parameters["pooling.key.weight"] = rng.standard_normal((CONFIG.width, CONFIG.width))
     parameters["pooling.value.weight"] = rng.standard_normal((CONFIG.width, CONFIG.width))
+    return parameters
+
+
+def run_forward(package: str) -> None:
+    """Call every function of the forward, the general ones with sizes that are no size of the config as well."""
+    model, operations, quantize = load(package, "model"), load(package, "operations"), load(package, "quantize")
+    rng = np.random.default_rng(0)
+    parameters = parameters_and_pooler()
     ids = random_ids(CONFIG, TOKENS)
     for pooler in ("mean", "first", "last", "attention"):
         embedding = model.embed(ids, parameters, replace(CONFIG, pooler=pooler), load(package, "trace").collector({}))
@@ -64,6 +76,41 @@ def run_everything(package: str) -> None:
             quantize.fake_quantize_gradient(np.ones_like(matrix), matrix, grid, given)
     levels = rng.integers(-8, 8, (7, 3, 18)).astype(np.int8)
     quantize.unpack_int4(quantize.pack_int4(levels))
+
+
+def run_gradients(package: str) -> None:
+    """Call every function of the backward pass, the general ones with sizes that are no size of the config."""
+    gradients, backward = load(package, "gradients"), load(package, "backward")
+    rng, ids, parameters = np.random.default_rng(1), random_ids(CONFIG, TOKENS), parameters_and_pooler()
+    x, upstream, weight = (rng.standard_normal(shape) for shape in ((2, 3, 13), (2, 3, 19), (19, 13)))
+    gradients.linear_gradient(upstream, weight)
+    gradients.linear_gradients(upstream, x, "weight", {"weight": weight})
+    gradients.rms_norm_gradients(x, x, "weight", {"weight": weight[0]}, 1e-6)
+    for function in (gradients.gelu_gradient, gradients.softmax_gradient, gradients.l2_normalize_gradient):
+        function(x, x)
+    gradients.truncate_gradient(upstream[..., :9], x)
+    rotation = load(package, "positions").rotary_angles(TOKENS, CONFIG.head, 10.0, np.float64)
+    gradients.rotate_gradient(rng.standard_normal((3, 5, TOKENS, CONFIG.head)), *rotation)
+    gradients.dense_head_gradients(rng.standard_normal((2, 3, 26)), rng.standard_normal((2, 3, 28)), parameters)
+    for pooler in ("mean", "first", "last", "attention"):
+        config = replace(CONFIG, pooler=pooler)
+        backward.embed_gradients(rng.standard_normal(CONFIG.dimensions), ids, parameters, config)
+    backward.embed_batch_gradients(rng.standard_normal((2, CONFIG.dimensions)), [ids, ids[:5]], parameters, CONFIG)
+
+
+def run_losses(package: str) -> None:
+    """Call every loss and its gradient, with a teacher of another width, and matching on rows of more axes too."""
+    losses, rng = load(package, "losses"), np.random.default_rng(3)
+    batch, teacher = (
+        losses.Batch(*(rng.standard_normal(shape) for shape in ((7, width), (7, width), (7, 1, width))))
+        for width in (13, 19)
+    )
+    mask = losses.false_negative_mask([[2, 9, 1], [2, 1], [2, 9, 1], [2], [3], [4], [5]], "abcdefg")
+    given = batch, mask, teacher, rng.standard_normal((19, 13)), (13, 9)
+    losses.total(*given)
+    losses.total_gradient(*given)
+    losses.stop_gradient(rng.standard_normal((2, 3)))
+    losses.log_sum_exp(rng.standard_normal((2, 3, 7)))
 
 
 @cache
@@ -95,7 +142,7 @@ def test_no_shape_is_overlooked() -> None:
     """
     comments = docstrings = 0
     for text in sources().values():
-        comments += len(re.findall(r"  # \(", text))
+        comments += len(re.findall(r"  # (?:x )?\(", text))
         docstrings += len(re.findall(r"^    [a-z_]+ {2,}\(", text, flags=re.MULTILINE))
     assert comments == len({(c.file, c.line) for c in claims() if c.statement})
     whole = [c for c in claims() if not c.statement and c.part == "" and c.text != "scalar"]
@@ -122,6 +169,21 @@ def wrong_versions(claim: Claim) -> list[tuple[int, int, str]]:
     return [(start, end, f"({', '.join(shape)}{',' * (len(shape) == 1)})") for shape in shapes]
 
 
+@cache
+def needed(file: str, line: int) -> frozenset[int]:
+    """Lines of the function a line stands in and of the file's classes: the rest is not read again and again."""
+    nodes = [node for node in ast.parse(sources()[file]).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    spans = [range(node.lineno, (node.end_lineno or 0) + 1) for node in nodes]
+    kept = [span for node, span in zip(nodes, spans, strict=True) if line in span or isinstance(node, ast.ClassDef)]
+    return frozenset(number for span in kept for number in span)
+
+
+def around(claim: Claim, source: str) -> str:
+    """A claim's file with every line blank that it does not need."""
+    lines = needed(claim.file, claim.line)
+    return "\n".join(text if number in lines else "" for number, text in enumerate(source.split("\n"), 1))
+
+
 def planted(claim: Claim, start: int, end: int, text: str) -> str:
     lines = sources()[claim.file].split("\n")
     line = lines[claim.line - 1]
@@ -136,14 +198,14 @@ def test_every_planted_wrong_shape_is_noticed(file: str) -> None:
     For every claim: a size added, one left out, each size put in place of each, doubled, and neighbours exchanged.
     A changed comment changes nothing that runs (asserted), so each is held against the shapes watched once.
     """
-    original = read(file, sources()[file])
     unnoticed = []
     elsewhere = [claim for claim in claims() if claim.kind == "field" and claim.file != file]
-    for claim in original.claims:
+    for claim in read(file, sources()[file]).claims:
+        original = read(file, around(claim, sources()[file]))
         mine = [call for call in calls() if call.file == file or claim.kind == "field"]
         touched = [call for call in mine if call.function == claim.function] or mine
         for start, end, text in wrong_versions(claim):
-            changed = read(file, planted(claim, start, end, text))
+            changed = read(file, around(claim, planted(claim, start, end, text)))
             assert changed.code == original.code
             if not disagreements(changed.claims + elsewhere, touched, CONFIG_SIZES)[0]:
                 unnoticed.append(f"{claim}: {text}")
@@ -196,7 +258,7 @@ def test_code_that_no_longer_fits_its_comment_is_caught(tmp_path: Path, monkeypa
     assert right in text
     (copy / "pooling.py").write_text(text.replace(right, "return states[-1:]  #"))
     monkeypatch.syspath_prepend(tmp_path)
-    seen = watch(copy, lambda: run_everything("planted_code"))
+    seen = watch(copy, lambda: run_forward("planted_code"))
     found = [claim for path in sorted(copy.glob("*.py")) for claim in read(path.name, path.read_text()).claims]
     assert any("pooling.py" in line for line in disagreements(found, seen, CONFIG_SIZES)[0])
 
