@@ -118,6 +118,14 @@ ERRORS = {
     "port-dialect": "no dialect of this name",
     "port-url": "not an HTTP address",
     "port-file": "the file of vectors cannot be read",
+    # evaluate
+    "evaluate-missing": "a library that evaluate needs is not installed",
+    "set-unknown": "the folder holds no evaluation set of a known form",
+    "set-choice": "the set has no such task, split, language or collection",
+    "set-ids": "a relevance judgement names a query or document that is not there",
+    "set-unusable": "there are too few examples for a score",
+    "line-columns": "a line of a table has more or fewer columns than the first, or no number where one is needed",
+    "option-context": "not a number of tokens a text can be cut to",
     "output-unwritable": "the output cannot be written",
 }
 

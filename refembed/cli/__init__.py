@@ -10,9 +10,9 @@ from contextlib import suppress
 
 from .. import __version__
 from ..errors import RefembedError, printable, shortened
-from . import bench, doctor, embed, golden, inspect, search, similarity, verify
+from . import bench, doctor, embed, evaluate, golden, inspect, search, similarity, verify
 
-COMMANDS = (embed, similarity, search, inspect, verify, golden, bench, doctor)
+COMMANDS = (embed, similarity, search, inspect, verify, golden, evaluate, bench, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:
