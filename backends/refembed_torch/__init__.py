@@ -1,0 +1,1 @@
+"""EmbeddingGemma in PyTorch, for CUDA and for training. Reached as refembed.load(..., backend="torch")."""

@@ -1,0 +1,125 @@
+"""The model as a PyTorch module, for training: its parameters have the checkpoint's own names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from refembed.checkpoint import TABLE, WEIGHTS, open_checkpoint
+from refembed.reference import Config, parameter_shapes
+from refembed.stored import not_finite
+
+from .attention import choose_way
+from .forward import PLAIN, Setup, compiled_engine, embed, gather, unit
+from .packing import pack
+from .parameters import StoredParameters, best_device, float_type
+
+
+class TorchModel(nn.Module):
+    """Token ids to raw vectors, (texts, dimensions) as the dense head gives them.
+
+    Parameters are kept in float32, whatever they are computed in: an optimizer's small steps would be lost in bfloat16.
+    Make one by load_model, or by random_model where there is no checkpoint.
+
+    source   the folder it was read from, whose tokenizer it goes with
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        precision: str = "float32",
+        *,
+        compiling: bool = False,
+        checkpointing: bool = False,
+        source: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.precision, self.source = config, precision, source
+        self.dtype, self.compiling, self.checkpointing = float_type(precision), compiling, checkpointing
+        for name, shape in trained_shapes(config).items():
+            *path, last = name.split(".")
+            owner: nn.Module = self
+            for step in path:
+                if step not in owner._modules:
+                    owner.add_module(step, nn.Module())
+                owner = owner.get_submodule(step)
+            owner.register_parameter(last, nn.Parameter(torch.empty(shape)))
+        self.ways: dict[torch.device, str] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_parameter(TABLE).device
+
+    def forward(self, texts: Sequence[NDArray[Any] | Tensor]) -> Tensor:
+        """Raw vectors (texts, dimensions) of id arrays (tokens_i,), which the losses normalise themselves."""
+        device = self.device
+        if device not in self.ways:
+            self.ways[device], _ = choose_way(self.config, device, self.dtype, self.compiling)
+        engine = compiled_engine() if self.compiling else PLAIN
+        setup = Setup(self.config, self.dtype, self.ways[device], engine, self.checkpointing)
+        weights = gather(dict(self.named_parameters()), self.config, self.dtype, device)
+        return embed(pack(texts, device), weights, setup)
+
+    def encode(self, texts: Sequence[NDArray[Any] | Tensor], dimensions: int | None = None) -> Tensor:
+        """Unit vectors, (texts, dimensions)."""
+        return unit(self(texts), dimensions)
+
+
+def trained_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The checkpoint's parameters, and the attention pooler's where the model has one."""
+    if config.pooler != "attention":
+        return parameter_shapes(config)
+    matrix = (config.width, config.width)
+    return parameter_shapes(config) | {
+        "pooling.query": (1, config.width),
+        "pooling.key.weight": matrix,
+        "pooling.value.weight": matrix,
+    }
+
+
+def load_model(
+    folder: str | Path,
+    precision: str = "float32",
+    *,
+    device: str | torch.device | None = None,
+    compiling: bool = False,
+    checkpointing: bool = False,
+) -> TorchModel:
+    """A checkpoint folder as a module to train.
+
+    precision       what matrices multiply in: float32, or bfloat16 with parameters kept in float32
+    device          CUDA's first where there is one
+    compiling       let torch.compile make the layers, which takes a minute and pays on CUDA
+    checkpointing   compute each layer twice, and keep only what lies between the layers
+
+    Raises RefembedError as refembed.checkpoint does.
+    """
+    checkpoint = open_checkpoint(Path(folder))
+    stored = StoredParameters(checkpoint)
+    model = TorchModel(
+        checkpoint.config, precision, compiling=compiling, checkpointing=checkpointing, source=checkpoint.folder
+    )
+    model.load_state_dict({name: stored[name] for name in stored})
+    if not model.get_parameter(TABLE).isfinite().all():
+        raise not_finite(TABLE, checkpoint.folder / WEIGHTS)
+    return model.to(device or best_device())
+
+
+def random_model(
+    config: Config,
+    precision: str = "float32",
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> TorchModel:
+    """Seeded random parameters of any shape, to measure with or train from nothing. The options are TorchModel's."""
+    model = TorchModel(config, precision, **options)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        spread = 0.1 if parameter.ndim == 1 else 1.0 if name == TABLE else parameter.shape[1] ** -0.5
+        nn.init.normal_(parameter, std=spread, generator=generator)
+    return model.to(device or best_device())

@@ -1,0 +1,76 @@
+"""Texts of any lengths in one ragged matrix, a row a token, with nothing between them: there is no padding."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refembed.reference import FULL, SLIDING, Config
+from refembed.reference.positions import rotary_angles
+
+
+class Batch(NamedTuple):
+    """Texts one after the other.
+
+    ids        (tokens,) int64
+    positions  (tokens,) int64   each token's place in its text, from 0
+    starts     (texts + 1,) int32  where each text begins, and the end
+    lengths    of the texts, known without asking the device
+    """
+
+    ids: Tensor
+    positions: Tensor
+    starts: Tensor
+    lengths: tuple[int, ...]
+
+
+def pack(texts: Sequence[NDArray[Any] | Tensor], device: torch.device) -> Batch:
+    """Id arrays (tokens_i,), in this order."""
+    lengths = tuple(len(text) for text in texts)
+    columns = np.zeros((2, sum(lengths)), np.int64)
+    np.concatenate([np.asarray(text) for text in texts], out=columns[0])
+    columns[1] = np.concatenate([np.arange(length) for length in lengths])
+    starts = np.cumsum([0, *lengths], dtype=np.int32)
+    ids, positions = torch.from_numpy(columns).to(device)
+    return Batch(ids, positions, torch.from_numpy(starts).to(device), lengths)
+
+
+def passes(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices of texts that go through together, longest first: at most so many tokens, or one text."""
+    group: list[int] = []
+    room = tokens
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if group and lengths[index] > room:
+            yield group
+            group, room = [], tokens
+        group.append(index)
+        room -= lengths[index]
+    if group:
+        yield group
+
+
+class Turns(NamedTuple):
+    """The cosine and sine by which each token's heads are turned, (tokens, 1, head/2) each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def turns(batch: Batch, config: Config, dtype: torch.dtype) -> dict[str, Turns]:
+    """Those of every token by kind of layer."""
+    tables = {kind: turn_tables(config, kind, dtype, batch.ids.device) for kind in set(config.layer_kinds)}
+    return {kind: Turns(*(table[batch.positions, None] for table in pair)) for kind, pair in tables.items()}
+
+
+@lru_cache(maxsize=16)
+def turn_tables(config: Config, kind: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of every position, (context, head/2) each. The angles are float64's: float32's are 1e-4 off at the far end."""
+    base = {SLIDING: config.sliding_base, FULL: config.full_base}[kind]
+    pair = rotary_angles(config.context, config.head, base, np.float64)
+    with torch.inference_mode(False):  # kept for whoever comes, who may want a gradient
+        cos, sin = (torch.from_numpy(table).to(device, dtype) for table in pair)
+    return cos, sin
