@@ -42,7 +42,8 @@ class Backend(Protocol):
 
     It may also have tokenizer(checkpoint), which returns a refembed.tokenizer.Tokenizer of its own that gives the same
     ids; otherwise the tokenizers library makes them. And it may have describe(), which returns a list of lines for
-    `refembed doctor`: what it found on this machine and what it makes of it.
+    `refembed doctor`: what it found on this machine and what it makes of it; refused, precisions and the reason against
+    each; and its encoder tokens_at_once, how many it would like to be given in one call.
 
     name         as users write it
     priority     the runnable backend of highest priority is taken where none is named; below 0: only when named
@@ -134,8 +135,10 @@ def choose_precision(backend: Backend, precision: str | None) -> str:
     if precision is None:
         return backend.precisions[0]
     if precision not in backend.precisions:
+        why = getattr(backend, "refused", {}).get(precision)
         raise RefembedError(
             "precision-unknown",
-            f"backend {backend.name} computes in {', '.join(backend.precisions)}, not {precision!r}",
+            f"backend {backend.name} computes in {', '.join(backend.precisions)}, not {precision!r}"
+            + (f": {why}" if why else ""),
         )
     return precision

@@ -168,7 +168,8 @@ class Embedder:
         """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order."""
         vectors = np.empty((len(batch), dimensions), np.float32)
         with Progress(len(batch), show_progress) as progress:
-            for indices in schedule([len(ids) for ids in batch]):
+            most = max(TOKENS_AT_ONCE, getattr(self.encoder, "tokens_at_once", 0))
+            for indices in schedule([len(ids) for ids in batch], most):
                 with np.errstate(all="ignore"):  # what overflows is found below
                     found = self.encoder.encode([batch[index] for index in indices])
                 self.check_vectors(found, indices)
@@ -267,14 +268,14 @@ def check_texts(texts: object) -> list[str]:
     raise RefembedError("text-type", f"texts is {type(texts).__name__}, a string or a sequence of strings needed")
 
 
-def schedule(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups, longest texts first, each group at most TOKENS_AT_ONCE tokens (or one text)."""
+def schedule(lengths: Sequence[int], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
+    """Indices in groups, longest texts first, each group at most `most` tokens (or one text)."""
     groups: list[list[int]] = []
     room = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if lengths[index] > room:
             groups.append([])
-            room = TOKENS_AT_ONCE
+            room = most
         groups[-1].append(index)
         room -= lengths[index]
     return groups

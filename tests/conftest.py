@@ -66,6 +66,7 @@ def real(weights: Path):
 def numpy_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a test names no backend it means NumPy's, to whose last bit many compare."""
     monkeypatch.setattr("refembed_numba.backend.NumbaBackend.priority", -1)
+    monkeypatch.setattr("refembed_torch.backend.TorchBackend.priority", -1)
 
 
 @pytest.fixture(scope="session")

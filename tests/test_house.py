@@ -43,11 +43,12 @@ def test_wheel_carries_what_users_need(tmp_path):
         "golden/embeddinggemma-300m/manifest.json",
         "golden/embeddinggemma-300m/defects.safetensors",
         "golden/quantised/manifest.json",
+        "golden/losses/manifest.json",
         "bench/texts.txt",
         "bench/peers/__init__.py",
     }
     assert needed <= {name.removeprefix("refembed/") for name in names}
-    assert {"refembed_numba/backend.py", "refembed_numba/encoder.py"} <= names
+    assert {"refembed_numba/backend.py", "refembed_numba/encoder.py", "refembed_torch/backend.py"} <= names
     assert not [name for name in names if name.startswith(("tests/", "spec/")) or name.endswith("make.py")]
     assert "[refembed.backends]" in points
     assert wheel.stat().st_size < 20 * 2**20

@@ -197,44 +197,44 @@ WAYS: dict[str, Callable[[Batch, Config, int, torch.dtype], Attend]] = {"varlen"
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
-def choose_way(config: Config, device: torch.device, dtype: torch.dtype, compiling: bool) -> tuple[str, str]:
+def choose_way(
+    config: Config, device: torch.device, dtype: torch.dtype, compiling: bool, training: bool
+) -> tuple[str, str]:
     """The fastest way that works here, and why the faster ones do not.
 
-    Each is tried on a few ragged texts, forward and backward, and held against the tiles.
+    Each is tried on a few ragged texts, forward and for training backward, and held against the tiles.
     """
     wanted = ["varlen"] if dtype == torch.bfloat16 else []
     wanted += ["flex"] if compiling else []
     refused: list[str] = []
     for way in wanted if device.type == "cuda" else []:
-        fault = fault_of(way, config, device, dtype)
+        fault = fault_of(way, config, device, dtype, training)
         if fault is None:
             return way, "; ".join(refused)
         refused.append(f"{way}: {fault}")
     return "tiles", "; ".join(refused)
 
 
-def fault_of(way: str, config: Config, device: torch.device, dtype: torch.dtype) -> str | None:
+def fault_of(way: str, config: Config, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
     """What keeps a way from being right here, if anything."""
     batch = pack([np.zeros(length, np.int64) for length in (3, 2 * config.reach + 40, 1, config.reach + 2)], device)
     generator = torch.Generator().manual_seed(0)
-    tokens = len(batch.ids)
-    shapes = [(tokens, heads, config.head) for heads in (config.heads, config.key_heads, config.key_heads)]
-    given = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-    upstream = torch.randn(shapes[0], generator=generator).to(device, dtype)
+    counts = (config.heads, config.key_heads, config.key_heads, config.heads)
+    query, key, value, upstream = (
+        torch.randn(len(batch.ids), heads, config.head, generator=generator).to(device, dtype) for heads in counts
+    )
+    given = [tensor.requires_grad_(training) for tensor in (query, key, value)]
     results = []
     for one in (way, "tiles"):
         try:
-            for tensor in given:
-                tensor.requires_grad_(True).grad = None
-            contexts = [attend(*given) for attend in prepare(one, batch, config, dtype).values()]
-            torch.autograd.backward(contexts, [upstream] * len(contexts))
+            found = [attend(*given) for attend in prepare(one, batch, config, dtype).values()]
+            if training:
+                found += torch.autograd.grad(found, given, [upstream] * len(found))
         except Exception as error:  # the library's own and its compiler's are of many kinds
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-        results.append([*contexts, *(tensor.grad for tensor in given)])
+        results.append(found)
     allowed = 8 * torch.finfo(dtype).eps  # of the largest number: a few roundings
-    for found, expected in zip(*results, strict=True):
-        assert found is not None
-        assert expected is not None
-        if not (found - expected).abs().max() <= allowed * expected.abs().max():
+    for tensor, expected in zip(*results, strict=True):
+        if not (tensor - expected).abs().max() <= allowed * expected.abs().max():
             return "its numbers are not those of the tiles"
     return None

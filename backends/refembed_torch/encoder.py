@@ -45,12 +45,12 @@ class TorchEncoder:
             if self.device.type != "cpu":
                 self.weights = self.weights._replace(table=self.weights.table.to(self.device, dtype))
         with exact_products():
-            self.way, self.why_way = choose_way(self.config, self.device, dtype, compiling)
+            self.way, self.why_way = choose_way(self.config, self.device, dtype, compiling, False)
         self.setup = Setup(self.config, dtype, self.way, compiled_engine() if compiling else PLAIN)
 
     def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:
         order: list[int] = []
-        found: list[Tensor] = []
+        found = [torch.empty(0, self.config.dimensions, device=self.device)]
         with torch.inference_mode(), using_threads(self.threads), exact_products():
             for indices in passes([len(ids) for ids in batch], self.tokens_at_once):
                 texts = pack([batch[index] for index in indices], self.device)

@@ -78,9 +78,7 @@ def embedding_matching(student: Batch, teacher: Batch, mapping: Tensor | None = 
         mapped = own if mapping is None else own @ mapping.T  # (..., m)
         return (unit(mapped) - unit(goal.detach())).square().sum() / len(own)
 
-    return sum(
-        (distance(own, goal) for own, goal in zip(student, teacher, strict=True)), torch.zeros_like(student[0][0, 0])
-    )
+    return torch.stack([distance(own, goal) for own, goal in zip(student, teacher, strict=True)]).sum()
 
 
 def matryoshka(loss: Callable[[Batch], Tensor], batch: Batch, lengths: Sequence[int] = LENGTHS) -> Tensor:

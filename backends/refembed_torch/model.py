@@ -57,7 +57,7 @@ class TorchModel(nn.Module):
         """Raw vectors (texts, dimensions) of id arrays (tokens_i,), which the losses normalise themselves."""
         device = self.device
         if device not in self.ways:
-            self.ways[device], _ = choose_way(self.config, device, self.dtype, self.compiling)
+            self.ways[device], _ = choose_way(self.config, device, self.dtype, self.compiling, True)
         engine = compiled_engine() if self.compiling else PLAIN
         setup = Setup(self.config, self.dtype, self.ways[device], engine, self.checkpointing)
         weights = gather(dict(self.named_parameters()), self.config, self.dtype, device)

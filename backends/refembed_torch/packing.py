@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def pack(texts: Sequence[NDArray[Any] | Tensor], device: torch.device) -> Batch:
-    """Id arrays (tokens_i,), in this order."""
+    """Id arrays (tokens_i,) from main memory, in this order."""
     lengths = tuple(len(text) for text in texts)
     columns = np.zeros((2, sum(lengths)), np.int64)
     np.concatenate([np.asarray(text) for text in texts], out=columns[0])

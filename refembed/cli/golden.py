@@ -12,13 +12,14 @@ path: the folder.
 import argparse
 import json
 
+from ..conformance.losses import open_losses
 from ..conformance.suite import golden_folder, open_suite
 from ..errors import RefembedError
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("what", choices=("list", "show", "inputs", "path"))
-    command.add_argument("suite", nargs="?", default="twin", help="twin (default) or embeddinggemma-300m")
+    command.add_argument("suite", nargs="?", default="twin", help="twin (default), embeddinggemma-300m; list losses")
     command.add_argument("case", nargs="?", help="with show: a case's slug")
 
 
@@ -26,6 +27,10 @@ def run(given: argparse.Namespace) -> int:
     folder = golden_folder(given.suite)
     if given.what == "path":
         print(folder)
+        return 0
+    if folder.name == "losses" and given.what == "list":
+        for loss in open_losses(folder)[1]:
+            print(f"{loss.id:<34} {loss.asked['loss']}, {len(loss.asked['queries'])} examples")
         return 0
     suite = open_suite(folder)
     if given.what == "list":

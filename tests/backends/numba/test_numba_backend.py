@@ -268,6 +268,7 @@ def test_chosen_where_none_is_named(monkeypatch: pytest.MonkeyPatch, small_folde
 def test_why_not(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
     """Wrong if a machine that cannot run it gets another backend in silence, or a traceback."""
     monkeypatch.undo()  # conftest's choice of NumPy
+    monkeypatch.setattr("refembed_torch.backend.TorchBackend.priority", -1)
     monkeypatch.setattr("refembed_numba.backend.find_spec", lambda name: None)
     with pytest.raises(refembed.RefembedError, match=r"refembed\[numba\]"):
         refembed.load(small_folder, backend="numba")

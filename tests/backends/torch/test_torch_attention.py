@@ -154,13 +154,26 @@ def test_a_way_that_is_wrong_or_fails_is_not_taken(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(attention.WAYS, "varlen", wrong)
     monkeypatch.setitem(attention.WAYS, "flex", failing)
-    assert fault_of("tiles", SMALL, CPU, torch.float32) is None
-    assert fault_of("varlen", SMALL, CPU, torch.float32) == "its numbers are not those of the tiles"
-    assert fault_of("flex", SMALL, CPU, torch.float32) == "RuntimeError: head dimension not supported"
-    monkeypatch.setattr(attention, "fault_of", lambda way, *_: fault_of(way, SMALL, CPU, torch.float32))
-    way, why = choose_way(SMALL, Elsewhere(), torch.bfloat16, True)  # type: ignore[arg-type]
+    for training in (False, True):
+        assert fault_of("tiles", SMALL, CPU, torch.float32, training) is None
+        assert fault_of("varlen", SMALL, CPU, torch.float32, training) == "its numbers are not those of the tiles"
+        assert fault_of("flex", SMALL, CPU, torch.float32, training) == "RuntimeError: head dimension not supported"
+    monkeypatch.setattr(attention, "fault_of", lambda way, *_: fault_of(way, SMALL, CPU, torch.float32, True))
+    way, why = choose_way(SMALL, Elsewhere(), torch.bfloat16, True, True)
     assert way == "tiles"
     assert why == "varlen: its numbers are not those of the tiles; flex: RuntimeError: head dimension not supported"
+
+
+def test_a_wrong_gradient_counts_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a kernel without a right backward trains, or is not let encode."""
+
+    def one_sided(*given: Any) -> attention.Attend:
+        attend = attention.tiled(*given)
+        return lambda query, key, value: attend(query, key.detach() + 0 * key, value)
+
+    monkeypatch.setitem(attention.WAYS, "varlen", one_sided)
+    assert fault_of("varlen", SMALL, CPU, torch.float32, False) is None
+    assert fault_of("varlen", SMALL, CPU, torch.float32, True) == "its numbers are not those of the tiles"
 
 
 def test_the_fastest_way_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +186,9 @@ def test_the_fastest_way_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) ->
         (torch.float32, True, "flex"),
         (torch.float32, False, "tiles"),
     ):
-        assert choose_way(SMALL, Elsewhere(), dtype, compiling) == (expected, "")  # type: ignore[arg-type]
+        assert choose_way(SMALL, Elsewhere(), dtype, compiling, True) == (expected, "")
     assert tried == ["varlen", "varlen", "flex"]
-    assert choose_way(SMALL, CPU, torch.bfloat16, True) == ("tiles", "")
+    assert choose_way(SMALL, CPU, torch.bfloat16, True, True) == ("tiles", "")
 
 
 # ------------------------------------------------------------------------------------------------------------ products
@@ -199,7 +212,7 @@ def test_product_and_its_gradients(rows: int, columns: int, depth: int, data: so
 
 
 def test_onednn_gets_dense_operands() -> None:
-    """Wrong if rows with room between them, as a fused projection's values have, go to a loop a hundred times slower."""
+    """Wrong if rows with room between them, as a fused projection's values have, go to a far slower loop."""
     whole = torch.zeros(6, 8)
     for operand in (whole, whole.t()):
         assert dense(operand) is operand
