@@ -356,9 +356,6 @@ def magnitude(builder: Any, number: Any) -> Any:
 sum_of_squares = along_row(0.0, lambda builder, lanes, number: multiply_add(builder, number, number, lanes), add)
 sum_of_row = along_row(0.0, add, add)
 largest_of_row = along_row(-np.inf, greater, greater)
-largest_magnitude = along_row(
-    0.0, lambda builder, lanes, number: greater(builder, lanes, magnitude(builder, number)), greater
-)
 
 
 @intrinsic
