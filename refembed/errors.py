@@ -126,6 +126,14 @@ ERRORS = {
     "set-unusable": "there are too few examples for a score",
     "line-columns": "a line of a table has more or fewer columns than the first, or no number where one is needed",
     "option-context": "not a number of tokens a text can be cut to",
+    # train
+    "train-missing": "a library that training needs is not installed",
+    "train-config": "a training file cannot be read, or a key of it is unknown, missing or out of range",
+    "train-recipe": "the stages of a recipe do not fit together, or changed since they ran",
+    "train-state": "a run's folder is in use, or belongs to a run of other settings",
+    "train-data": "a file of training data cannot be used, or too many lines of it are malformed",
+    "train-diverged": "a loss or gradient is not finite",
+    "soup-mismatch": "checkpoints that are to be averaged are not of one model",
     "output-unwritable": "the output cannot be written",
 }
 

@@ -12,14 +12,14 @@ class Progress:
     with Progress(total, shown) as progress: progress.add(n)
     """
 
-    def __init__(self, total: int, shown: bool) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, shown: bool, unit: str = "texts") -> None:
+        self.total, self.done, self.unit = total, 0, unit
         self.shown = shown and sys.stderr.isatty()
         self.started = self.printed = time.monotonic()
 
     def __enter__(self) -> "Progress":
         if self.shown:
-            sys.stderr.write(f"0/{self.total} texts")
+            sys.stderr.write(f"0/{self.total} {self.unit}")
             sys.stderr.flush()
         return self
 
@@ -34,5 +34,5 @@ class Progress:
             self.printed = now
             rate = self.done / (now - self.started)
             left = (self.total - self.done) / rate
-            sys.stderr.write(f"\r\x1b[K{self.done}/{self.total} texts, {rate:.1f}/s, {left:.0f} s left")
+            sys.stderr.write(f"\r\x1b[K{self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left")
             sys.stderr.flush()

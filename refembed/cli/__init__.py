@@ -7,12 +7,24 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import entry_points
+from types import ModuleType
 
 from .. import __version__
 from ..errors import RefembedError, printable, shortened
 from . import bench, doctor, embed, evaluate, golden, inspect, search, similarity, verify
 
 COMMANDS = (embed, similarity, search, inspect, verify, golden, evaluate, bench, doctor)
+GROUP = "refembed.commands"  # the entry points by which packages above this one add theirs
+
+
+def all_commands() -> dict[str, ModuleType]:
+    """Our own commands and those of entry points, which a broken package must not take away from us."""
+    found = {module.__name__.rpartition(".")[2]: module for module in COMMANDS}
+    for entry in entry_points(group=GROUP):
+        with suppress(ImportError, AttributeError):
+            found.setdefault(entry.name, entry.load())
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,10 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"refembed {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
+    for name, module in all_commands().items():
         summary = str(module.__doc__).strip()
         raw = argparse.RawDescriptionHelpFormatter
-        name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
             name,
             help=summary.splitlines()[0],

@@ -1,0 +1,109 @@
+"""Recipes: stages in order, each on what earlier ones made, and only what is needed runs again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refembed.cli import main
+from refembed.errors import RefembedError
+from refembed_torch.train import command, recipe
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The tables of the stages that ran; running one writes a file where its product would be."""
+    tables = []
+
+    def run(table, file):
+        tables.append(table)
+        out = Path(table["run"]["out"] if "run" in table else table["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "model").mkdir(exist_ok=True)
+        return {"steps": len(tables), "settings": "long", "fingerprint": "x"}
+
+    monkeypatch.setattr(recipe, "run_stage", run)
+    return tables
+
+
+def stages(*more):
+    return {
+        "out": "runs",
+        "common": {"finetune": {"run": {"steps": 5, "seed": 1}, "optimizer": {"learning_rate": 1.0}}},
+        "stage": [
+            {"name": "first", "stage": "finetune", "model": {"folder": "start"}},
+            {"name": "second", "stage": "finetune", "model": {"folder": "@first"}, "run": {"steps": 7}},
+            {"name": "whole", "stage": "soup", "folders": ["@first", "@second"], "log": "@first/log.jsonl"},
+            *more,
+        ],
+    }
+
+
+def test_stages_build_on_each_other(tmp_path, ran):
+    """Wrong if a stage started from anything but what it names, or took another's settings."""
+    recipe.run_recipe(stages(), tmp_path / "recipe.toml")
+    out = tmp_path / "runs"
+    assert [table.get("run", {}).get("out", table.get("out")) for table in ran] == [
+        str(out / name) for name in ("first", "second", "whole")
+    ]
+    assert ran[1]["model"]["folder"] == str(out / "first" / "model") and ran[0]["model"]["folder"] == "start"
+    assert ran[1]["run"] == {"steps": 7, "seed": 1, "out": str(out / "second")}
+    assert ran[1]["optimizer"] == {"learning_rate": 1.0}
+    assert ran[2]["folders"] == [str(out / "first" / "model"), str(out / "second" / "model")]
+    assert ran[2]["log"] == str(out / "first" / "log.jsonl") and "run" not in ran[2]
+
+
+def test_what_has_ended_is_left_alone(tmp_path, ran):
+    """If this failed, going on with a recipe would train everything again, or skip what is new."""
+    recipe.run_recipe(stages(), tmp_path / "recipe.toml")
+    found = recipe.run_recipe(stages({"name": "more", "stage": "soup"}), tmp_path / "recipe.toml")
+    assert len(ran) == 4 and ran[3]["out"].endswith("more")
+    assert [one["steps"] for one in found] == [1, 2, 3, 4] and "settings" not in found[0]
+
+
+def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran):
+    """If this failed, a soup of old parts would pass for one of the new."""
+    recipe.run_recipe(stages(), tmp_path / "recipe.toml")
+    changed = stages()
+    changed["stage"][0]["model"]["folder"] = "other"
+    with pytest.raises(RefembedError, match="first has ended .* with other settings"):
+        recipe.run_recipe(changed, tmp_path / "recipe.toml")
+    for file in (tmp_path / "runs" / "first").glob("*.json"):
+        file.unlink()
+    with pytest.raises(RefembedError, match="second has ended .* with other settings"):
+        recipe.run_recipe(changed, tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"out": None}, "a recipe has out and at least one"),
+        ({"stage": []}, "a recipe has out and at least one"),
+        ({"stages": []}, "stages is not a key of a recipe"),
+        ({"stage": [{"stage": "soup"}]}, "each stage has a name of its own; None is none"),
+        ({"stage": [{"name": "a/b", "stage": "soup"}]}, "each stage has a name of its own"),
+        ({"stage": [{"name": "a", "stage": "soup"}] * 2}, "each stage has a name of its own"),
+        ({"stage": [{"name": "a", "stage": "soup", "folders": ["@later"]}]}, "stage a names @later, and no stage before"),
+    ],
+)
+def test_a_wrong_recipe_is_named(tmp_path, ran, changed, said):
+    """If this failed, a slip would be found hours into a chain."""
+    table = {key: value for key, value in {**stages(), **changed}.items() if value is not None}
+    with pytest.raises(RefembedError, match=said) as caught:
+        recipe.run_recipe(table, tmp_path / "recipe.toml")
+    assert caught.value.id == "train-recipe"
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    """Wrong if refembed train did not hand the tables to the stage and print what it says; or a slip gave a traceback."""
+    file = tmp_path / "soup.toml"
+    file.write_text('stage = "soup"\nout = "x"\n')
+    monkeypatch.setitem(command.STAGES, "soup", ("recipe", "made_up"))
+    monkeypatch.setattr(
+        recipe, "made_up", lambda table, file: {"table": table, "settings": 1, "at": str(file)}, raising=False
+    )
+    assert main(["train", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"table": {"out": "x"}, "at": str(file)}
+    file.write_text('stage = "bake"\n')
+    assert main(["train", str(file)]) == 2
+    assert "stage is 'bake', one of pretrain, adapt" in capsys.readouterr().err
