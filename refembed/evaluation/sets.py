@@ -147,16 +147,27 @@ def read_collection(folder: Path, files: Mapping[str, Path], judged: re.Match[st
     queries = queries if queries in files else "queries.jsonl"
     if missing := [name for name in (queries, documents) if name not in files]:
         raise RefembedError("set-unknown", f"{folder} has {judged[0]}, and needs {' and '.join(missing)} beside it")
-    asked, found = ({row["_id"]: row for row in read_rows(files[name])} for name in (queries, documents))
+    asked, found = (by_id(read_rows(files[name])) for name in (queries, documents))
     relevant: Relevant = defaultdict(dict)
     for row in read_rows(files[judged[0]]):
         if not FORMS["retrieval"] <= row.keys():
             raise RefembedError("set-unknown", f"{row['place']}: columns query-id, corpus-id and score needed")
         if row["query-id"] not in asked or row["corpus-id"] not in found:
             raise RefembedError("set-ids", f"{row['place']}: one of its two ids is not in {queries} or {documents}")
+        if not row["score"].is_integer():
+            raise RefembedError("line-columns", f"{row['place']}: score {row['score']} is no grade, a whole number")
         relevant[row["query-id"]][row["corpus-id"]] = int(row["score"])
     name = f"{folder.name}/{judged['corpus']}" if judged["corpus"] else folder.name
     return Set(name, "retrieval", list(asked.values()), list(found.values()), relevant)
+
+
+def by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row["_id"] in found:
+            raise RefembedError("set-ids", f"{row['place']}: _id {row['_id']!r} is also at {found[row['_id']]['place']}")
+        found[row["_id"]] = row
+    return found
 
 
 def read_rows(file: Path) -> list[Row]:

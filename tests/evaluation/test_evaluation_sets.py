@@ -122,6 +122,13 @@ DAMAGED = [
     ("queries.jsonl", '{"_id": "q0", "text": "a", "answers": "x"}\n', "line-field", r"queries.jsonl:1: 'answers'"),
     ("qrels.tsv", "query-id\tcorpus-id\tscore\nq0\td999\t1\n", "set-ids", r"qrels.tsv:2: one of its two ids"),
     ("qrels.tsv", "query-id\tcorpus-id\tscore\nq999\td0\t1\n", "set-ids", r"qrels.tsv:2: one of its two ids"),
+    ("qrels.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t0.9\n", "line-columns", r"qrels.tsv:2: score 0.9 is no grade"),
+    (
+        "corpus.jsonl",
+        '{"_id": "d0", "text": "a"}\n{"_id": "d0", "text": "b"}\n',
+        "set-ids",
+        r"corpus.jsonl:2: _id 'd0' is also at .*corpus.jsonl:1",
+    ),
     ("qrels.tsv", "query\tdocument\nq0\td0\n", "set-unknown", r"qrels.tsv:2: columns query-id"),
     ("queries.jsonl", None, "set-unknown", "needs queries.jsonl beside it"),
 ]
