@@ -212,7 +212,7 @@ def read_object(place: str, line: str) -> Row:
     if not isinstance(entry, dict):
         raise RefembedError("line-json", f"{place}: a JSON object is needed, not {type(entry).__name__}")
     row = {"title": "", "lang": "", "split": "", "answers": [entry["answer"]] if "answer" in entry else []}
-    row |= {key: value for key, value in entry.items() if value is not None}
+    row |= {key: value for key, value in entry.items() if value is not None} | {"place": place}
     for key in TEXTS:
         if not isinstance(row.get(key), str):
             raise RefembedError("line-field", f"{place}: {key!r} is {type(row.get(key)).__name__}, a text is needed")
