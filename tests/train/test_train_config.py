@@ -35,14 +35,15 @@ class Whole:
 FILE = Path("/somewhere/train.toml")
 
 
-def test_a_table_becomes_its_dataclass():
+def test_a_table_becomes_its_dataclass(monkeypatch):
     """Wrong if a nested table, array, choice or path did not arrive as written, or a whole number not as a number."""
+    monkeypatch.setenv("PLACE", "/c")
     table = {
         "parts": [{"file": "a.jsonl", "rate": 2}, {"file": "/b.jsonl"}],
         "pair": [3, 4],
         "kind": "b",
         "rates": {"x": 1},
-        "other": {"file": "c"},
+        "other": {"file": "$PLACE/d"},
         "on": True,
     }
     found = read(Whole, table, FILE)
@@ -51,7 +52,7 @@ def test_a_table_becomes_its_dataclass():
         (3.0, 4),
         "b",
         {"x": 1.0},
-        Part(Path("/somewhere/c")),
+        Part(Path("/c/d")),
         True,
     )
     assert type(found.parts[0].rate) is type(found.rates["x"]) is float
@@ -71,6 +72,7 @@ def test_a_table_becomes_its_dataclass():
         ({"parts": {"file": "a"}}, "parts is a table, an array needed"),
         ({"parts": ["a"]}, "parts[0] is 'a', a table needed"),
         ({"parts": [{"file": 3}]}, "parts[0].file is 3, a path needed"),
+        ({"parts": [{"file": "$NOT_SET_AT_ALL/a"}]}, "parts[0].file is '$NOT_SET_AT_ALL/a', and the environment has no"),
         ({"parts": [], "pair": [1]}, "pair has 1 values, 2 needed"),
         ({"parts": [], "pair": [1, 2.5]}, "pair[1] is 2.5, a whole number needed"),
         ({"parts": [], "kind": "c"}, "kind is 'c', one of a, b needed"),

@@ -5,6 +5,7 @@ The dataclass is the documentation of its table: a stage's own stands in the sta
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -147,12 +148,20 @@ def value_of(hint: Any, value: Any, file: Path, where: str) -> Any:
             raise bad(file, where, f"is {shown(value)}, a table needed")
         return {key: value_of(inner[1], item, file, joined(where, key)) for key, item in value.items()}
     if hint is Path and isinstance(value, str):
-        return file.parent / Path(value).expanduser()
+        return path_of(value, file, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
         raise bad(file, where, f"is {shown(value)}, {WORDS.get(hint, hint)} needed")
     return value
+
+
+def path_of(value: str, file: Path, where: str) -> Path:
+    """A path from the TOML file's folder, with ~ and $NAME, a variable of the environment, in it."""
+    found = os.path.expandvars(value)
+    if "$" in found:
+        raise bad(file, where, f"is {value!r}, and the environment has no such variable")
+    return file.parent / Path(found).expanduser()
 
 
 def tuple_of(inner: tuple[Any, ...], value: Any, file: Path, where: str) -> tuple[Any, ...]:
