@@ -44,6 +44,8 @@ def test_wheel_carries_what_users_need(tmp_path):
         "golden/embeddinggemma-300m/defects.safetensors",
         "golden/quantised/manifest.json",
         "golden/losses/manifest.json",
+        "golden/gradients/manifest.json",
+        "golden/ul2/cases.json",
         "bench/texts.txt",
         "bench/peers/__init__.py",
     }

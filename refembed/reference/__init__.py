@@ -1,11 +1,12 @@
 """EmbeddingGemma as an executable specification: NumPy, the standard library, nothing else.
 
 Reading order: model (the whole), config, operations, positions, attention, layer, pooling, quantize; trace names the
-tensors. Then training: losses, gradients of each operation, backward through the whole. Everything is generic in its
-float type: float64 parameters make it the oracle, float32 ones make it a runtime.
+tensors. Then training: losses, gradients of each operation, backward through the whole; before it, ul2 and decoder, by
+which a decoder-only model became an encoder. Everything is generic in its float type: float64 parameters make it the
+oracle, float32 ones make it a runtime.
 """
 
-from . import losses
+from . import decoder, losses, ul2
 from .backward import embed_batch_gradients, embed_gradients
 from .config import FULL, SLIDING, Config, layer_shapes, parameter_shapes, reach_of_window
 from .gradients import l2_normalize_gradient, truncate_gradient
@@ -20,6 +21,7 @@ __all__ = [
     "SLIDING",
     "Config",
     "collector",
+    "decoder",
     "dense_head",
     "embed",
     "embed_batch",
@@ -36,4 +38,5 @@ __all__ = [
     "silent",
     "truncate",
     "truncate_gradient",
+    "ul2",
 ]

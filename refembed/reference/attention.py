@@ -34,9 +34,9 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float, na
     """Each query's mean of the values it sees, weighted by the softmax of its scaled scores.
 
     query    (heads, tokens, head)
-    key      (key_heads, tokens, head)  each one serves heads/key_heads neighbouring query heads
-    value    (key_heads, tokens, head)
-    mask     (tokens, tokens)           0 where seen, -inf where not
+    key      (key_heads, n, head)       each one serves heads/key_heads neighbouring query heads
+    value    (key_heads, n, head)
+    mask     (tokens, n)                0 where seen, -inf where not
     scale    query_scalar^(-1/2) = 1/16
     returns  (heads, tokens, head)
 
@@ -44,10 +44,10 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float, na
     Witness: golden/twin length-reach-plus-two.
     """
     shared = len(query) // len(key)
-    key = np.repeat(key, shared, axis=0)  # (heads, tokens, head)
-    value = np.repeat(value, shared, axis=0)  # (heads, tokens, head)
-    scores = query @ key.swapaxes(1, 2) * scale  # (heads, tokens, tokens)
-    weights = softmax(scores + mask)  # (heads, tokens, tokens)
+    key = np.repeat(key, shared, axis=0)  # (heads, n, head)
+    value = np.repeat(value, shared, axis=0)  # (heads, n, head)
+    scores = query @ key.swapaxes(1, 2) * scale  # (heads, tokens, n)
+    weights = softmax(scores + mask)  # (heads, tokens, n)
     context = weights @ value  # (heads, tokens, head)
     trace(f"{name}.scores", scores)
     trace(f"{name}.weights", weights)

@@ -32,6 +32,7 @@ import numpy as np
 
 SIZES = ("vocabulary", "tokens", "width", "heads", "key_heads", "head", "mlp", "dense", "dimensions")
 LETTERS = {"n", "m", "rows", "columns", "blocks", "block", "count", "texts", "tokens_i", "examples", "hard", "length"}
+LETTERS |= {"source", "target"}  # tokens that the encoder reads, and that the decoder writes
 SHARED = {"split_heads": {"tokens", "head"}, "merge_heads": {"tokens", "head"}}  # also serve the attention pooler
 NOT_SHAPES = {"(out, in)"}  # the only words in parentheses, comma between, that are no shape
 NUMBER_TYPES = ("int8", "uint8", "int32", "int64", "float16", "float32", "float64")

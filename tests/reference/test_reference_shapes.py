@@ -39,6 +39,7 @@ def run_everything(package: str) -> None:
     run_forward(package)
     run_gradients(package)
     run_losses(package)
+    run_pretraining(package)
 
 
 def parameters_and_pooler() -> dict[str, np.ndarray]:
@@ -111,6 +112,21 @@ def run_losses(package: str) -> None:
     losses.total_gradient(*given)
     losses.stop_gradient(rng.standard_normal((2, 3)))
     losses.log_sum_exp(rng.standard_normal((2, 3, 7)))
+
+
+def run_pretraining(package: str) -> None:
+    """Call UL2's corruption, and the decoder on a source and a target of other lengths than any."""
+    ul2, decoder, rng = load(package, "ul2"), load(package, "decoder"), np.random.default_rng(4)
+    ul2.choose(0.5, dict.fromkeys(ul2.DENOISERS, 1.0))
+    piece, _ = ul2.pieces(np.arange(4, 41), replace(CONFIG, context=33))
+    example = ul2.denoise(piece, "x3-50", {"X": 41}, np.arange(42, 49), CONFIG, rng)
+    shapes, origins = load(package, "config").parameter_shapes(CONFIG), decoder.origins(CONFIG)
+    parameters = {name: rng.standard_normal(shapes[origin]) for name, origin in origins.items()}
+    decoder.adapt(parameters, CONFIG)
+    decoder.fresh_dense(CONFIG, rng)
+    decoder.denoising_loss([example, example], parameters, CONFIG)
+    logits = decoder.target_logits(example, parameters, CONFIG)
+    decoder.language_model_loss_gradient(logits, example.targets)
 
 
 @cache
