@@ -161,19 +161,23 @@ def main() -> None:
             stored[f"{slug}/mapping"] = found["mapping"].astype(np.float32)
         case = {"id": slug, "why": why, "loss": loss, **unusual, "value": float(found["value"])}
         cases.append(json.dumps(case | {"bounds": bounds(settings, arrays)}))
-    TARGET.mkdir(exist_ok=True)
-    save_file(stored, TARGET / "values.safetensors")
-    content = (TARGET / "values.safetensors").read_bytes()
+    write(TARGET, stored, {"texts": TEXTS, "usual": USUAL}, cases)
+
+
+def write(target: Path, stored: dict[str, np.ndarray], more: dict[str, Any], cases: list[str]) -> None:
+    """A folder: values and a manifest, a line a case."""
+    target.mkdir(exist_ok=True)
+    save_file(stored, target / "values.safetensors")
+    content = (target / "values.safetensors").read_bytes()
     head = {
         "format": 1,
         "generator": {"refembed": refembed.__version__, "numpy": np.__version__, "torch": torch.__version__},
         "number_of_cases": len(cases),
         "files": {"values.safetensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
-        "texts": TEXTS,
-        "usual": USUAL,
+        **more,
     }
     lines = ",\n".join(cases)
-    (TARGET / "manifest.json").write_text(f'{json.dumps(head)[:-1]}, "cases": [\n{lines}\n]}}\n')
+    (target / "manifest.json").write_text(f'{json.dumps(head)[:-1]}, "cases": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

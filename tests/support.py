@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as some
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from refembed.checkpoint import Checkpoint
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
+from refembed.stored import StoredTensor
 
 # Both kinds of layer, every size different from every other, and a window shorter than most texts.
 SMALL = Config(
@@ -42,6 +45,50 @@ def random_ids(config: Config, tokens: int, seed: int = 0) -> NDArray[np.int64]:
     """BOS, random ordinary tokens, EOS; with fewer than two tokens, as many of these as fit."""
     middle = np.random.default_rng(seed).integers(4, config.vocabulary, max(tokens - 2, 0))
     return np.concatenate([[config.bos], middle, [config.eos]])[:tokens].astype(np.int64)
+
+
+@some.composite
+def configs(draw: some.DrawFn, key_heads: int = 2, head: int = 40, size: int = 90) -> Config:
+    """Any small model up to these sizes, which are no multiple of a tile, a panel or a block."""
+    shared, sizes, width = (
+        draw(some.integers(1, key_heads)),
+        some.integers(8, size),
+        2 * draw(some.integers(1, head // 2)),
+    )
+    return Config(
+        vocabulary=160,
+        width=draw(sizes),
+        mlp=draw(sizes),
+        heads=shared * draw(some.integers(1, 3)),
+        key_heads=shared,
+        head=width,
+        dense=draw(sizes),
+        dimensions=draw(sizes),
+        layer_kinds=tuple(draw(some.lists(some.sampled_from([SLIDING, FULL]), min_size=1, max_size=3))),
+        reach=draw(some.integers(1, 40)),
+        context=64,
+        sliding_base=draw(some.sampled_from([10.0, 10_000.0])),
+        full_base=1_000_000.0,
+        query_scalar=draw(some.floats(0.5, 4.0)) * width,
+        epsilon=draw(some.sampled_from([1e-6, 1e-3])),
+    )
+
+
+LENGTHS = some.lists(some.integers(1, 60), min_size=1, max_size=6)  # of a batch's texts
+
+
+def checkpoint_of(config: Config, seed: int = 0) -> Checkpoint:
+    """A checkpoint in memory."""
+    parameters = random_parameters(config, seed, np.float32)
+    return Checkpoint(Path(), config, {name: StoredTensor(name, Path(), p) for name, p in parameters.items()}, {})
+
+
+def widened(checkpoint: Checkpoint, dtype: type) -> dict[str, NDArray[Any]]:
+    return {name: tensor.stored.astype(dtype) for name, tensor in checkpoint.tensors.items()}
+
+
+def texts_of(config: Config, lengths: list[int]) -> list[NDArray[np.int64]]:
+    return [random_ids(config, tokens, seed) for seed, tokens in enumerate(lengths)]
 
 
 def config_json(config: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,18 +23,37 @@ from ..errors import RefembedError
 from .peers import PEERS
 
 WARM_UP = 3  # queries before the first that counts
-PEER_BATCHES = (1, 8)  # a peer is given the one that suits it better
+PEER_BATCHES = {"cpu": (1, 8), "cuda": (32, 128)}  # a peer is given the one that suits it better
 SIDE, READING_S = 3072, 0.5  # a square product large enough for any library's best rate, repeated for some time
+
+
+Step = Callable[[], float]  # of training: the loss before it
 
 
 class Timed:
     """Whatever turns prompted texts into unit vectors, and a stopwatch.
 
-    batches   the batch sizes to try on the documents; none: all in one call
+    batches    the batch sizes to try on the documents; none: all in one call
+    training   makes a training step of columns of texts, where it can
+    device     cuda or cpu
     """
 
-    def __init__(self, encode: Callable[[list[str]], NDArray[Any]], batches: Sequence[int] = ()) -> None:
-        self.encode, self.batches = encode, batches
+    step: Step | None = None
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], NDArray[Any]],
+        batches: Sequence[int] = (),
+        training: Callable[[list[list[str]]], Step] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.encode, self.batches, self.training, self.device = encode, batches, training, device
+
+    def peak(self) -> float | None:
+        """GFLOP/s that its device can do, of one that is not the CPU."""
+        from .device import device_peak
+
+        return device_peak() if self.device == "cuda" else None
 
     def start(self, text: str) -> dict[str, Any]:
         self.encode([text])
@@ -53,7 +73,16 @@ class Timed:
             timed = [self.timed(longest_first[at : at + size]) for at in range(0, len(documents), size)]
             by_batch[str(size)] = sum(seconds for seconds, _ in timed)
         vectors = np.concatenate([vectors for _, vectors in timed]).tolist()  # in this order, which is every subject's
-        return {"query": query, "documents": by_batch, "long": self.each(long)["seconds"], "vectors": vectors}
+        found = {"query": query, "documents": by_batch, "long": self.each(long)["seconds"], "vectors": vectors}
+        return found | {"device_gflops": self.peak()}
+
+    def train(self, columns: list[list[str]]) -> dict[str, Any]:
+        """The seconds of one step of training on queries, positives and hard negatives, and the loss before it."""
+        assert self.training
+        self.step = self.step or self.training(columns)
+        started = time.perf_counter()
+        loss = self.step()  # a number on this side, so the device has done its work
+        return {"seconds": time.perf_counter() - started, "loss": loss, "device_gflops": self.peak()}
 
     def timed(self, texts: list[str]) -> tuple[float, NDArray[Any]]:
         started = time.perf_counter()
@@ -65,10 +94,18 @@ class Refembed(Timed):
     """refembed itself."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from ..embedder import load
+        from ..embedder import load, raise_first
 
         self.model = load(spec["model"], backend=spec["backend"], precision=spec["precision"], threads=spec["threads"])
-        super().__init__(lambda texts: self.model.encode(texts, task=None))
+        backend: Any = self.model.backend
+
+        def training(columns: list[list[str]]) -> Step:
+            ids = [raise_first(self.model.prepare(column, task=None)) for column in columns]
+            step: Step = backend.training(self.model.checkpoint, spec["precision"], spec["threads"], ids)
+            return step
+
+        device = backend.device() if hasattr(backend, "device") else "cpu"
+        super().__init__(lambda texts: self.model.encode(texts, task=None), training=training, device=device)
 
     def stream(self, texts: list[str], number: int) -> dict[str, Any]:
         """So many texts in one call of encode(): these over and over, with a number before each.
@@ -120,6 +157,15 @@ class Ruler:
 
         return {"texts": [cut("", text, size, self.count) for size in sizes]}
 
+    def columns(self, queries: list[str], documents: list[str], examples: int) -> dict[str, Any]:
+        """Queries, positives and hard negatives, a number behind each so that no text comes twice; their tokens."""
+        from .workload import numbered
+
+        others = numbered(documents, 2 * examples)
+        columns = [numbered(queries, examples), others[:examples], others[examples:]]
+        context = self.checkpoint.config.context
+        return {"columns": columns, "tokens": [min(self.count(text), context) for one in columns for text in one]}
+
     def peak(self) -> dict[str, Any]:
         """GFLOP/s of the fastest of NumPy's large float32 products within a short time."""
         square = np.ones((SIDE, SIDE), np.float32)
@@ -151,8 +197,12 @@ def peak_memory(of_children: bool = False) -> float:
 def open_subject(spec: dict[str, Any]) -> Any:
     if spec["kind"] not in PEERS:
         return (Ruler if spec["kind"] == "ruler" else Refembed)(spec)
-    opened = import_module(f"refembed.bench.peers.{PEERS[spec['kind']].module}").load(spec)
-    return Timed(opened, PEER_BATCHES) if callable(opened) else opened
+    module = import_module(f"refembed.bench.peers.{PEERS[spec['kind']].module}")
+    opened, device = module.load(spec), spec.get("device", "cpu")
+    if not callable(opened):
+        return opened
+    training = partial(module.training, spec) if PEERS[spec["kind"]].trains else None
+    return Timed(opened, PEER_BATCHES[device], training, device)
 
 
 def version(kind: str) -> str | None:

@@ -32,6 +32,13 @@ STREAM: Columns = (
     ("tokens/s", "tokens_per_s", ".0f"),
     ("resident MiB", "resident_mib", ".0f"),
 )
+TRAINING: Columns = (
+    ("subject", "name", ""),
+    ("step ms", "step_ms", ".1f"),
+    ("tokens/s", "tokens_per_s", ".0f"),
+    ("of matrix peak", "peak_share", ".0%"),
+    ("first loss", "loss", ".6f"),
+)
 SAID = {True: "yes", False: "NO", None: "too little was measured to tell"}
 
 
@@ -51,9 +58,17 @@ def as_text(results: Mapping[str, Any]) -> str:
         "",
         *table(rows, (("subject", "name", ""), *columns)),
     ]
-    notes = [f"{row['name']} failed: {row['failed']}" for row in results["subjects"] if row["failed"] is not None]
+    peaks = {row["name"]: row["device_gflops"] for row in rows if row["device_gflops"]}
+    notes = [
+        f"{name}: against {peak:.0f} GFLOP/s (bfloat16, 8192 cubed, on its device)" for name, peak in peaks.items()
+    ]
+    notes += [f"{row['name']} failed: {row['failed']}" for row in results["subjects"] if row["failed"] is not None]
     notes += [f"{row['name']}: {note_of(row)}" for row in rows if note_of(row)]
     lines += ["", *notes] if notes else []
+    if steps := [{"name": row["name"], **row["training"]} for row in rows if "training" in row]:
+        texts = work["training"]
+        sizes = f"{texts['texts'] // 3} queries, positives and hard negatives, {texts['mean_tokens']:.0f} tokens each"
+        lines += ["", f"a step of training on {sizes}: forward, backward, AdamW", *table(steps, TRAINING)]
     for row in rows:
         if curve := row.get("curve"):
             lines += ["", f"{row['name']}, one text by its length", *table(curve["rows"], CURVE)]

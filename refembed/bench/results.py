@@ -39,6 +39,7 @@ class Subject:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     curve: list[list[float]] = field(default_factory=list)
     stream: dict[str, Any] | None = None
+    training: list[dict[str, Any]] = field(default_factory=list)
 
 
 def collect(
@@ -55,6 +56,7 @@ def collect(
         {"name": one.name, "kind": one.kind, "failed": one.failed, **one.settings}
         | (figures(one, work["tokens"], config, max(peaks)) | compared(one, truth) if one.rounds else {})
         | extras(one, config)
+        | trained(one, work["tokens"].get("training", ()), config, max(peaks))
         for one in subjects
     ]
     return {
@@ -86,8 +88,21 @@ def figures(subject: Subject, tokens: Mapping[str, Sequence[int]], config: Confi
         "start_s": median(subject.starts[1:]) if subject.starts else None,  # the first warmed the caches
         "first_time_s": subject.first_time,
         "peak_memory_mib": rounds[-1]["memory"],
-        "peak_share": gflop / seconds / peak,
+        "peak_share": gflop / seconds / (rounds[-1].get("device_gflops") or peak),
+        "device_gflops": rounds[-1].get("device_gflops"),
     }
+
+
+def trained(subject: Subject, tokens: Sequence[int], config: Config, peak: float) -> dict[str, Any]:
+    """Of the training steps, where there were any. A step has three times the operations of the forward pass."""
+    if len(subject.training) < 2:  # the first warmed up; its loss is the one that all subjects start from
+        return {}
+    first, *steps = subject.training
+    seconds = median(step["seconds"] for step in steps)
+    gflop = 3e-9 * sum(operations(config, size) for size in tokens)
+    peak = steps[-1]["device_gflops"] or peak
+    figures = {"step_ms": 1e3 * seconds, "tokens_per_s": sum(tokens) / seconds, "loss": first["loss"]}
+    return {"training": figures | {"peak_share": gflop / seconds / peak}}
 
 
 def true_vectors(subjects: Sequence[Subject]) -> Any:

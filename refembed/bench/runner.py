@@ -15,6 +15,7 @@ from typing import Any
 from ..checkpoint import open_checkpoint
 from ..errors import printable, shortened
 from .laws import CURVE
+from .peers import PEERS
 from .results import Subject, collect
 
 PACKAGE = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ class Plan:
     model    the checkpoint's folder
     given    the texts of read_workload; None: the built-in ones
     stream   how many texts; 0: none
+    train    how many examples, each a query, a positive and a hard negative, in a step of training; 0: none
     """
 
     model: Path
@@ -39,6 +41,7 @@ class Plan:
     first_time: bool = False
     curve: bool = False
     stream: int = 0
+    train: int = 0
 
 
 class FailedError(Exception):
@@ -122,6 +125,12 @@ class Bench:
                 self.in_turn(f"curve {number}", lambda subject: self.curve(subject, cuts), all=False)
         if plan.stream:
             self.in_turn("stream", lambda subject: self.stream(subject, work["queries"]), all=False)
+        if plan.train:
+            some = {"queries": work["queries"], "documents": work["documents"], "examples": plan.train}
+            made = self.ask(RULER, "columns", **some)
+            for number in range(plan.rounds + 1):
+                self.in_turn(f"training {number}", lambda subject: self.train(subject, made["columns"]))
+            work["tokens"]["training"] = made["tokens"]
         return {"threads": plan.threads, "rounds": plan.rounds} | collect(self.subjects, work, config, self.peaks)
 
     def in_turn(self, what: str, measure: Callable[[Subject], None], all: bool = True) -> None:
@@ -162,6 +171,10 @@ class Bench:
 
     def stream(self, subject: Subject, texts: list[str]) -> None:
         subject.stream = self.ask(subject, "stream", texts=texts, number=self.plan.stream)
+
+    def train(self, subject: Subject, columns: list[list[str]]) -> None:
+        if subject.kind == "refembed" or PEERS[subject.kind].trains:
+            subject.training.append(self.ask(subject, "train", columns=columns))
 
     def open(self, subject: Subject, **environment: str) -> float:
         """Start its process in place of the one it had, and say when that was."""

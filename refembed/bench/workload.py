@@ -98,6 +98,11 @@ def cut(before: str, text: str, tokens: int, count: Count) -> str:
     return found
 
 
+def numbered(texts: Sequence[str], number: int) -> list[str]:
+    """So many texts: these over and over, each with a number behind it."""
+    return [f"{text} {place}" for place, text in zip(range(number), cycle(texts), strict=False)]
+
+
 def about(tokens: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
     """How many texts of each kind there are, and of how many tokens."""
     return {

@@ -8,6 +8,7 @@ runs only their ratios do.
   refembed bench
   refembed bench --model google/embeddinggemma-300m --precision float32,int8 --curve --stream 10000 --json bench.json
   refembed bench --model google/embeddinggemma-300m --against sentence-transformers --against llama.cpp=eg-f32.gguf
+  refembed bench --model google/embeddinggemma-300m --backend torch --train --against sentence-transformers
 
 Exit status: 0 everything asked for was measured, 1 something was not, 2 wrong use or unreadable input.
 """
@@ -31,6 +32,8 @@ from ..numpy_backend import usual_threads
 from ..output import check_output, open_output
 from .shared import add_model_options
 
+EXAMPLES = 8
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add_model_options(command)
@@ -44,6 +47,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--first-time", action="store_true", help="start-up with nothing compiled yet, too")
     command.add_argument("--curve", action="store_true", help="one text of 8, 16, 32 ... 2,048 tokens")
     command.add_argument("--stream", metavar="N", type=at_least_one, default=0, help="N short texts in one call")
+    command.add_argument(
+        "--train", metavar="N", type=at_least_one, nargs="?", const=EXAMPLES, default=0,
+        help=f"steps of training on N examples ({EXAMPLES}), too; a query, a positive and a hard negative each",
+    )  # fmt: skip
     command.add_argument("--json", metavar="FILE", help="write all results there")
 
 
@@ -59,6 +66,7 @@ def run(given: argparse.Namespace) -> int:
         first_time=given.first_time,
         curve=given.curve,
         stream=given.stream,
+        train=given.train,
     )
     results: dict[str, Any] = {"model": given.model or "the small built-in model"} | bench(plan, subjects(given), tell)
     print(as_text(results))
@@ -72,14 +80,23 @@ def subjects(given: argparse.Namespace) -> list[Subject]:
     """refembed at each precision asked for, then the peers."""
     backend, _ = choose_backend(given.backend)
     own = [choose_precision(backend, one) for one in (given.precision or backend.precisions[0]).split(",")]
+    if given.train and not hasattr(backend, "training"):
+        raise RefembedError("backend-cannot-run", f"backend {backend.name} does not train; name one that does")
     settings = {"backend": backend.name, "threads": given.threads}
+    device = backend.device() if hasattr(backend, "device") else "cpu"
+    beside = {"device": device, "precision": own[0] if device == "cuda" else "float32"}
     return [
         Subject(
             f"refembed {backend.name} {precision}", "refembed", sys.executable, {**settings, "precision": precision}
         )
         for precision in own
     ] + [
-        Subject(" ".join(filter(None, (name, Path(path).name))), name, given.python, {"path": path})
+        Subject(
+            " ".join(filter(None, (name, Path(path).name))),
+            name,
+            given.python,
+            {"path": path} | (beside if PEERS[name].trains else {}),
+        )
         for name, path in given.against
     ]
 

@@ -8,6 +8,7 @@ refembed's own backends (--backend). spec/protocol.md of the source distribution
   refembed verify --command "./my_port $(refembed golden path twin)/checkpoint" --track runs.json
   refembed verify --model embeddinggemma-300m --url http://127.0.0.1:8080 --dialect openai
   refembed verify --level losses --call my_training:loss
+  refembed verify --level gradients --call my_training:gradients
 
 Exit status: 0 the port conforms, 1 it does not, 2 it could not be verified.
 """
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..conformance.gradients import verify_gradients
 from ..conformance.losses import verify_losses
 from ..conformance.mutation import Text
 from ..conformance.port import CALLS, DIALECTS, CallPort, CommandPort, FilePort, HttpPort, Port, within
@@ -33,6 +35,7 @@ from ..errors import RefembedError
 from ..output import check_output, open_output
 
 TIMEOUT = 120
+ALONE: dict[str, Callable[..., Report]] = {"losses": verify_losses, "gradients": verify_gradients}  # levels asked alone
 BELONGS = {  # option -> the ways to reach a port that have it
     "dialect": ("url",),
     "name": ("url",),
@@ -59,7 +62,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--precision", default="float32", metavar="P", help="whose bounds apply (float32)")
     command.add_argument(
-        "--levels", "--level", default=",".join(LEVELS), metavar="L,L", help=f"some of {','.join(LEVELS)}; or losses"
+        "--levels",
+        "--level",
+        default=",".join(LEVELS),
+        metavar="L,L",
+        help=f"some of {','.join(LEVELS)}; or losses, or gradients",
     )
     command.add_argument("--cases", default="*", metavar="PATTERN,...", help="some cases only, like length-*")
     command.add_argument("--json", metavar="FILE", help="write conformance.json there")
@@ -92,8 +99,8 @@ def run(given: argparse.Namespace) -> int:
 
 def report_of(given: argparse.Namespace) -> Report:
     """Ask the port and judge it."""
-    if words(given.levels) == ["losses"]:
-        return losses_report(given)
+    if given.levels.strip() in ALONE:
+        return report_alone(given, given.levels.strip())
     folder = Path(given.suite)
     suite = open_suite(folder if folder.is_dir() else golden_folder(given.suite))
     port = open_port(given, suite)
@@ -104,16 +111,20 @@ def report_of(given: argparse.Namespace) -> Report:
         port.close()
 
 
-def losses_report(given: argparse.Namespace) -> Report:
-    """The same of its losses, which have golden vectors of their own."""
+def report_alone(given: argparse.Namespace, level: str) -> Report:
+    """The same of its losses, or of its backward pass, which have golden vectors of their own."""
     if given.precision not in ("float32", "float64"):
-        raise RefembedError("verify-precision", "the losses have bounds for float32 only; leave --precision out")
+        raise RefembedError("verify-precision", f"the {level} have bounds for float32 only; leave --precision out")
     if given.call is None and given.program is None:
-        raise RefembedError("verify-option", "--level losses goes with --call and --command only")
+        raise RefembedError("verify-option", f"--level {level} goes with --call and --command only")
     folder = Path(given.suite)
+    if not folder.is_dir() and given.suite not in ("twin", level):  # twin: nothing was asked for
+        raise RefembedError(
+            "verify-option", f"--level {level} has a suite of its own, {level}, or takes a folder; {given.suite} is none"
+        )
     port = called_port(given)
     try:
-        return verify_losses(folder if folder.is_dir() else golden_folder("losses"), port, words(given.cases))
+        return ALONE[level](folder if folder.is_dir() else golden_folder(level), port, words(given.cases))
     finally:
         port.close()
 

@@ -54,14 +54,14 @@ def find_function(name: str) -> Callable[[Any], Any]:
 
 
 def ask(function: Callable[[Any], Any], request: dict[str, Any]) -> str:
-    """The function's answer as a line of the protocol: vectors of texts, or value and gradients of a loss."""
-    of_loss = request["call"] == "loss"
+    """The function's answer as a line of the protocol: vectors of texts, or what it answers to a whole question."""
+    whole = request["call"] in ("loss", "gradients")
     try:
-        found = function(request if of_loss else request["texts"])
+        found = function(request if whole else request["texts"])
     except (Exception, SystemExit) as error:
         raise CallError(f"raised {type(error).__name__}: {error}") from error
     try:
-        return json.dumps(members(found) if of_loss else {"vectors": plain(found)}, default=number)
+        return json.dumps(members(found) if whole else {"vectors": plain(found)}, default=number)
     except Exception as error:  # from another library's arrays anything may come
         raise CallError(f"gave something else than numbers: {error}") from error
 

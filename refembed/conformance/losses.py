@@ -18,7 +18,7 @@ from .diagnose import AMPLIFIED, EXPLAINED, NEARER, Explanation, badness, distan
 from .loss_mistakes import MISTAKES, REPLACED
 from .mutation import replaced
 from .port import PortError, as_numbers, take
-from .suite import SEEN, Suite, check_file, read_manifest
+from .suite import SEEN, Suite, check_files, read_manifest
 from .verify import FAILED, NOT_ASKED, RIGHT, WRONG, Asking, Outcome, Report, chosen_cases
 
 SIDES = ("queries", "positives", "negatives")
@@ -115,6 +115,10 @@ class LossCase:
     answer: Mapping[str, Array]
     bounds: Mapping[str, float]
 
+    @property
+    def about(self) -> str:
+        return f"{self.asked['loss']}, {len(self.asked['queries'])} examples"
+
     def used(self, part: str, found: Array, true: Array | None = None) -> float:
         """How many bounds a part of an answer is from the truth, or from another's."""
         far = distance(found, self.answer[part] if true is None else true)
@@ -137,8 +141,7 @@ class LossSuite(Suite):
 def open_losses(folder: Path) -> tuple[LossSuite, list[LossCase]]:
     """Open and check a folder like golden/losses. Raises RefembedError."""
     manifest = read_manifest(folder / "manifest.json", MEMBERS)
-    for name, entry in manifest["files"].items():
-        check_file(folder, name, entry)
+    check_files(folder, manifest, ["values.safetensors"])
     suite = LossSuite(folder, manifest, ())
     try:
         cases = [suite.read(entry) for entry in manifest["cases"]]

@@ -137,7 +137,7 @@ def within(seconds: float | None, ask: Callable[[], Any]) -> Any:
 class CommandPort:
     """A program that reads one JSON object a line and answers each with one. Started again after a crash.
 
-    The calls are start, tokenize, embed, trace, loss and stop; spec/protocol.md has them by example.
+    The calls are start, tokenize, embed, trace, loss, gradients and stop; spec/protocol.md has them by example.
     """
 
     refusal = "answered with an error: "  # before the words of a port that answers so
@@ -255,6 +255,10 @@ class CommandPort:
     def loss(self, asked: Mapping[str, Any]) -> Any:
         """Value and gradients of a loss; what is asked is JSON."""
         return self.call({"call": "loss", **asked})
+
+    def gradients(self, asked: Mapping[str, Any]) -> Any:
+        """Two numbers of each parameter's gradient, by its name; what is asked is JSON."""
+        return self.call({"call": "gradients", **asked})
 
     def close(self) -> None:
         process, self.process = self.process, None

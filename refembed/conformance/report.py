@@ -29,10 +29,8 @@ def as_text(report: Report) -> str:
             lines.append(f"  {level:<{width}} {said}")
     share, case = report.used()
     more = f"; {report.prompted} more where the port puts the prompts" if report.prompted else ""
-    lines += [
-        "",
-        f"known mistakes that these cases see at {report.precision}: {report.visible} of {report.known}{more}",
-    ]
+    seen = f"known mistakes that these cases see at {report.precision}: {report.visible} of {report.known}{more}"
+    lines += ["", *([seen] if report.known else [])]
     lines += [f"allowed error used by right answers: at most {100 * share:.0f} % ({case})"] if case else []
     lines += bad_lines([outcome for outcome in report.outcomes if outcome.verdict in (WRONG, FAILED)])
     lines += ["", *verdict_lines(report)]
@@ -96,7 +94,7 @@ def verdict_lines(report: Report) -> list[str]:
 def unknown_lines(report: Report) -> list[str]:
     """What is said where no known mistake explains what is wrong."""
     wrong = [level for level in levels(report) if any(o.level == level and o.verdict == WRONG for o in report.outcomes)]
-    if not wrong:
+    if not wrong or not report.known:
         return []
     if set(ANSWERS) & set(wrong):
         return [

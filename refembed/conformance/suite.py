@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ SHIPPED = {
     "embeddinggemma-300m": "266f0b622cb0",
     "quantised": "28995fbb662d",
     "losses": "59dcabfa6446",
+    "gradients": "546ae87fdabf",
 }  # editions of golden/
 SINGLE = 1e-7  # vectors of unit length stored in float32 lose less
 Array = NDArray[Any]
@@ -152,11 +153,7 @@ def open_suite(folder: Path) -> Suite:
     Raises RefembedError; a damaged suite must never look like a passed one.
     """
     manifest = read_manifest(folder / "manifest.json")
-    unlisted = [name for name in STORED if name not in manifest["files"]]
-    if unlisted:
-        raise RefembedError("golden-unlisted", f"{folder}: the manifest has no digest of {unlisted[0]}")
-    for name, entry in manifest["files"].items():
-        check_file(folder, name, entry)
+    check_files(folder, manifest, STORED)
     cases = tuple(read_case(folder, entry) for entry in manifest["cases"])
     counted = manifest["number_of_cases"]
     if counted != len(cases):
@@ -211,6 +208,15 @@ def read_manifest(file: Path, kinds: Mapping[str, type] = MEMBERS) -> Mapping[st
         if not isinstance(manifest["model"].get(key), needed):
             raise RefembedError("golden-manifest", f"{file}: the model's {key} is no {needed.__name__}")
     return manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], needed: Iterable[str]) -> None:
+    """Every file that the manifest lists, and that it lists those which will be read."""
+    unlisted = [name for name in needed if name not in manifest["files"]]
+    if unlisted:
+        raise RefembedError("golden-unlisted", f"{folder}: the manifest has no digest of {unlisted[0]}")
+    for name, entry in manifest["files"].items():
+        check_file(folder, name, entry)
 
 
 def check_file(folder: Path, name: str, entry: Any) -> None:

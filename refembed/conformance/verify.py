@@ -162,7 +162,9 @@ def verify(
     unknown = [level for level in wanted if level not in LEVELS]
     if unknown or not wanted:
         listed = ", ".join(map(repr, unknown)) or "was named"
-        raise RefembedError("verify-level", f"no level {listed}; the levels are {', '.join(LEVELS)}; losses alone")
+        raise RefembedError(
+            "verify-level", f"no level {listed}; the levels are {', '.join(LEVELS)}; losses or gradients alone"
+        )
     run = Run(suite, port, precision)
     for level in LEVELS:
         if level in wanted:

@@ -53,6 +53,7 @@ def attend_gradients(
 
     Source: GRD-5, GRD-8. Trap: the key and value that several query heads share get the sum over those heads, not the
     mean; the scale is a factor of the query's gradient and of the key's.
+    Witness: golden/gradients two-texts.
     """
     count, tokens, head = key.shape
     shared = len(query) // count
@@ -76,6 +77,7 @@ def attention_gradients(
     returns   x (tokens, width), parameters four matrices and the norms of query and key
 
     Source: GRD-8. Trap: the rotation comes off before the norm; the one input gets the gradients of all three.
+    Witness: golden/gradients two-texts.
     """
     name, weight = f"layer.{index:02d}.attention", f"layers.{index}.self_attn.{{}}.weight".format
 
@@ -113,6 +115,7 @@ def gated_mlp_gradients(upstream: Array, tape: Parameters, parameters: Parameter
     returns   x (tokens, width), parameters three matrices
 
     Source: GRD-9. Trap: each factor of the product gets the other one.
+    Witness: golden/gradients two-texts.
     """
     name, weight = f"layer.{index:02d}.mlp", f"layers.{index}.mlp.{{}}.weight".format
     x = tape[f"{name}.norm"]  # (tokens, width)
@@ -143,6 +146,7 @@ def layer_gradients(
     returns   x (tokens, width), parameters the layer's thirteen
 
     Source: GRD-9. Each addition passes the gradient on as it is, and adds to it what comes back through the update.
+    Witness: golden/gradients two-texts.
     """
 
     def norm(upstream: Array, rows: Array, which: str) -> Gradients:
@@ -171,6 +175,7 @@ def encode_tokens_gradients(
     tape      what the forward traced, by name
 
     Source: GRD-9, GRD-10. Trap: layers in order, each with the stream that left it in place of the one that entered.
+    Witness: golden/gradients two-texts.
     """
     kinds = config.layer_kinds
     streams = [tape["embedded"], *(tape[f"layer.{index:02d}.out"] for index in range(len(kinds)))]
@@ -191,6 +196,7 @@ def embed_gradients(upstream: Array, ids: Array, parameters: Parameters, config:
     parameters   as in embed; the attention pooler's three as well where config.pooler names it
 
     Source: GRD-1, GRD-6. Runs the forward for its tape, and so needs nothing kept from an earlier one.
+    Witness: golden/gradients two-texts.
     """
     tape: dict[str, Array] = {}
     embed(ids, parameters, config, collector(tape))
@@ -210,6 +216,7 @@ def embed_batch_gradients(
 
     Source: GRD-13. With the gradient of a loss with respect to the embeddings, a training step's gradient: one text's
     tape is held at a time. Trap: the mean over texts; whatever mean there is belongs to the loss.
+    Witness: golden/gradients two-texts.
     """
 
     def add(first: dict[str, Array], second: dict[str, Array]) -> dict[str, Array]:

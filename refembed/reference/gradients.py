@@ -38,6 +38,7 @@ def linear_gradient(upstream: Array, weight: Array) -> Array:
     returns   (..., n)
 
     Source: GRD-2.
+    Witness: golden/gradients two-texts.
     """
     return upstream @ weight  # (..., n)
 
@@ -50,6 +51,7 @@ def linear_weight_gradient(upstream: Array, x: Array) -> Array:
     returns   (m, n)
 
     Source: GRD-2. Trap: transposed, which a square matrix does not notice; the mean over rows in place of the sum.
+    Witness: golden/gradients two-texts.
     """
     return upstream.reshape(-1, upstream.shape[-1]).T @ x.reshape(-1, x.shape[-1])  # (m, n)
 
@@ -62,6 +64,7 @@ def linear_gradients(upstream: Array, x: Array, name: str, parameters: Parameter
     returns   x (..., n), parameters that one
 
     Source: GRD-2.
+    Witness: golden/gradients two-texts.
     """
     d_weight = linear_weight_gradient(upstream, x)  # (m, n)
     return Gradients(linear_gradient(upstream, parameters[name]), {name: d_weight})  # x (..., n)
@@ -77,6 +80,7 @@ def rms_norm_gradient(upstream: Array, x: Array, weight: Array, epsilon: float) 
     returns   (..., n)
 
     Source: GRD-3. Trap: only the first way in; the stored weight without its one.
+    Witness: golden/gradients two-texts.
     """
     scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + epsilon)  # (..., 1)
     d_scaled = upstream * (1 + weight)  # (..., n)
@@ -93,6 +97,7 @@ def rms_norm_weight_gradient(upstream: Array, x: Array, epsilon: float) -> Array
     returns   (n,)
 
     Source: GRD-3. The one that is added to the weight has no derivative.
+    Witness: golden/gradients two-texts.
     """
     scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + epsilon)  # (..., 1)
     return np.sum((upstream * x * scale).reshape(-1, x.shape[-1]), axis=0)  # (n)
@@ -107,6 +112,7 @@ def rms_norm_gradients(upstream: Array, x: Array, name: str, parameters: Paramet
     returns   x (..., n), parameters that one
 
     Source: GRD-3.
+    Witness: golden/gradients two-texts.
     """
     d_weight = rms_norm_weight_gradient(upstream, x, epsilon)  # (n)
     return Gradients(rms_norm_gradient(upstream, x, parameters[name], epsilon), {name: d_weight})  # x (..., n)
@@ -120,6 +126,7 @@ def gelu_gradient(upstream: Array, x: Array) -> Array:
     returns   (..., n)
 
     Source: GRD-4.
+    Witness: golden/gradients two-texts.
     """
     curve = np.tanh(math.sqrt(2 / math.pi) * (x * (1 + 0.044715 * (x * x))))  # (..., n)
     slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * (x * x)) * (1 - curve * curve)  # (..., n)
@@ -135,6 +142,7 @@ def softmax_gradient(upstream: Array, weights: Array) -> Array:
 
     Source: GRD-5. A key that is not seen has weight 0 and so gets 0: the mask needs no line of its own here.
     Trap: the row's sum left out, as if no weight lived at the cost of the others.
+    Witness: golden/gradients two-texts.
     """
     along = np.sum(upstream * weights, axis=-1, keepdims=True)  # (..., 1)
     return weights * (upstream - along)  # (..., n)
@@ -148,6 +156,7 @@ def l2_normalize_gradient(upstream: Array, x: Array) -> Array:
     returns   (..., n)  with respect to the raw rows
 
     Source: GRD-6. Trap: the division alone, though a step along the row changes no unit vector.
+    Witness: golden/gradients two-texts.
     """
     length = np.sqrt(np.sum(np.square(x), axis=-1, keepdims=True))  # (..., 1)
     unit = x / length  # (..., n)
@@ -164,6 +173,7 @@ def rotate_gradient(upstream: Array, cos: Array, sin: Array) -> Array:
     returns   (..., tokens, head)
 
     Source: GRD-7. Trap: turned forwards again.
+    Witness: golden/gradients two-texts.
     """
     return rotate(upstream, cos, -sin)  # (..., tokens, head)
 
@@ -191,6 +201,7 @@ def embed_tokens_gradient(upstream: Array, ids: Array, config: Config) -> Array:
 
     Source: GRD-10. Trap: a token that comes twice gets both gradients, where table[ids] += ... keeps the last only;
     the square root of the width left out.
+    Witness: golden/gradients two-texts.
     """
     table = np.zeros((config.vocabulary, config.width), upstream.dtype)  # (vocabulary, width)
     np.add.at(table, ids, upstream * math.sqrt(config.width))
@@ -208,6 +219,7 @@ def mean_pool_gradients(upstream: Array, states: Array, parameters: Parameters) 
     returns   x (tokens, width), parameters none
 
     Source: GRD-11. Trap: shared among the tokens of a padded row, or of the whole batch.
+    Witness: golden/gradients two-texts.
     """
     return Gradients(np.zeros_like(states) + upstream / len(states), {})  # x (tokens, width)
 
@@ -277,6 +289,7 @@ def dense_head_gradients(upstream: Array, pooled: Array, parameters: Parameters)
     returns   x (..., width), parameters both matrices
 
     Source: GRD-12.
+    Witness: golden/gradients two-texts.
     """
     projected_up = linear(pooled, parameters["2_Dense.linear.weight"])  # (..., dense)
     down = linear_gradients(upstream, projected_up, "3_Dense.linear.weight", parameters)  # x (..., dense)

@@ -174,6 +174,36 @@ def test_figures_of_a_subject() -> None:
     assert (row["cosine_mean"], row["cosine_least"]) == (1, 1)
 
 
+def test_figures_of_training() -> None:
+    """Wrong if a step is not three forward passes, the first step counts, or a device is held against the CPU."""
+    steps = [{"seconds": s, "loss": loss, "device_gflops": None} for s, loss in ((9.0, 3.0), (2.0, 2.0), (4.0, 1.0))]
+    tokens = {"queries": [10] * 3, "documents": [100, 200], "long": [2000], "training": [100, 200, 300]}
+    work = {"queries": ["q"] * 3, "documents": ["d", "e"], "long": ["l"], "tokens": tokens}
+    on_device = [one | {"device_gflops": 600.0} for one in steps]
+    subjects = [
+        subject("refembed float32", None, training=steps),
+        subject("refembed bfloat16", None, training=on_device),
+    ]
+    found = {"model": "M", "threads": 1, "rounds": 2} | collect(subjects, work, REAL, [300.0])
+    on_cpu, on_cuda = (row["training"] for row in found["subjects"])
+    assert (on_cpu["step_ms"], on_cpu["tokens_per_s"], on_cpu["loss"]) == (3000, 200, 3.0)
+    flop = 3 * (0.2029e9 * 600 + 3072 * sum(24 * n * n for n in (100, 200, 300)) + 3 * 9.44e6)
+    assert on_cpu["peak_share"] == pytest.approx(flop / 3 / 300e9, rel=2e-2)  # 300 tokens are beyond the window
+    assert on_cuda["peak_share"] == pytest.approx(on_cpu["peak_share"] / 2)
+    assert "a step of training on 1 queries" in as_text(found)
+    assert "training" not in results(subject("refembed float32", None))["subjects"][0]
+
+
+def test_a_device_is_held_against_its_own_peak() -> None:
+    """Wrong if what CUDA does is given as a share of what the CPU can do."""
+    on_cpu, on_cuda = subject("refembed float32", None), subject("refembed bfloat16", None)
+    on_cuda.rounds = [one | {"device_gflops": 1500.0} for one in on_cuda.rounds]
+    found = results(on_cpu, on_cuda)
+    first, second = (row["peak_share"] for row in found["subjects"])
+    assert second == pytest.approx(first / 5)
+    assert "refembed bfloat16: against 1500 GFLOP/s (bfloat16, 8192 cubed, on its device)" in as_text(found)
+
+
 def test_unfair_peer_shows() -> None:
     """Wrong if a peer with other vectors looks as good, or vectors are compared with the wrong one's."""
     right, other = np.eye(2, 4), np.array([[0.8, 0.6, 0, 0], [0, 1, 0, 0]])
@@ -277,6 +307,11 @@ class Probe(NumpyBackend):
         with open(os.environ["PROBE_LOG"], "a") as log:
             print(json.dumps([cache, os.listdir(cache) if cache else None, os.environ["OMP_NUM_THREADS"]]), file=log)
         return super().load(checkpoint, precision, threads)
+    def training(self, checkpoint, precision, threads, columns):
+        with open(os.environ["PROBE_LOG"], "a") as log:
+            print(json.dumps([precision, threads, [[ids.tolist() for ids in column] for column in columns]]), file=log)
+        losses = iter([2.5, 2.25, 2.125])
+        return lambda: next(losses)
 BACKEND = Probe()
 """,
 }
@@ -423,6 +458,25 @@ def test_curve_and_stream_are_measured(sitting) -> None:
         assert words in done.stdout
 
 
+def test_training_is_measured(small_folder: Path, tmp_path: Path) -> None:
+    """Wrong if a step is timed on other texts than it is said, a text comes twice, or the first counts."""
+    environment, file = stand_ins(tmp_path, small_folder), tmp_path / "out.json"
+    same = ["--model", small_folder, "--backend", "probe", "--threads", 1, "--workload", tmp_path / "work.json"]
+    done = command(environment, *same, "--rounds", 2, "--train", 4, "--json", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    (row,) = found["subjects"]
+    *_, (precision, threads, columns) = map(json.loads, (tmp_path / "probe.log").read_text().splitlines())
+    texts = [tuple(ids) for column in columns for ids in column]
+    assert (precision, threads, [len(column) for column in columns]) == ("float32", 1, [4, 4, 4])
+    assert len(set(texts)) == 12
+    assert (found["workload"]["training"]["texts"], row["training"]["loss"]) == (12, 2.5)
+    tokens = row["training"]["tokens_per_s"] * 1e-3 * row["training"]["step_ms"]
+    assert sum(map(len, texts)) == pytest.approx(tokens)
+    assert "a step of training on 4 queries, positives and hard negatives" in done.stdout
+    assert "2.500000" in done.stdout
+
+
 # ------------------------------------------------------------------------------------------------------------ wrong use
 @pytest.mark.parametrize(
     ("argv", "said"),
@@ -433,6 +487,8 @@ def test_curve_and_stream_are_measured(sitting) -> None:
         (["--threads", "0"], "[option-threads]"),
         (["--backend", "numpy", "--precision", "float32,int8"], "[precision-unknown]"),
         (["--backend", "none"], "[backend-unknown]"),
+        (["--backend", "numpy", "--train"], "backend numpy does not train"),
+        (["--backend", "torch", "--train", "0"], "at least 1"),
         (["--workload", "missing.json"], "[input-missing]"),
         (["--workload", "bad.json"], "[input-format]"),
         (["--model", "bad.json"], "[hub-name]"),

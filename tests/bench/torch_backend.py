@@ -1,5 +1,7 @@
 """How refembed_torch does beside sentence-transformers on the same texts, in one process: encoding, and training steps.
 
+What `refembed bench --backend torch --train` measures, with more texts at once, more options, and without weights too.
+
 python tests/bench/torch_backend.py [FOLDER] [--precision P] [--compile] [--rounds N] [--documents N] [--examples N]
                                     [--what encode,train] [--device cpu]
 
@@ -21,32 +23,33 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from refembed_torch import losses
+from refembed_torch.attention import choose_way
 from refembed_torch.encoder import TorchEncoder
-from refembed_torch.model import load_model, random_model
+from refembed_torch.model import random_model
 from refembed_torch.parameters import best_device, float_type
 from refembed_torch.precision import exact_products
 from refembed_torch.products import product
 from refembed_torch.saving import save_model
-from refembed_torch.training import training_step
+from refembed_torch.timed import step_on
 
 import refembed
+from refembed.bench.device import device_peak
 from refembed.bench.laws import operations
-from refembed.bench.workload import make_workload
+from refembed.bench.peers import sentence_transformers
+from refembed.bench.workload import make_workload, numbered
 from refembed.checkpoint import TOKENIZER, open_checkpoint
 from refembed.embedder import DEFAULT_MODEL
 from refembed.reference import Config
 from refembed.tokenizer import Tokenizer
 
-SIDE = {"cpu": 3072, "cuda": 8192}
+SIDE = 3072
 BATCHES = {"cpu": (8, 32), "cuda": (32, 128, 512)}  # of sentence-transformers
 DOCUMENTS, EXAMPLES = {"cpu": 128, "cuda": 2048}, {"cpu": 8, "cuda": 128}
-RATE = 1e-5
 
 
 class Bench:
@@ -66,19 +69,25 @@ class Bench:
         context = self.config.context
         return [ids if len(ids) <= context else np.append(ids[: context - 1], ids[-1]) for ids in self.tokenizer(texts)]
 
-    def sentence_transformers(self, dtype: torch.dtype):
-        from sentence_transformers import SentenceTransformer
-
-        return SentenceTransformer(str(self.folder), device=str(self.device), model_kwargs={"dtype": dtype})
+    def spec(self, precision: str) -> dict[str, Any]:
+        """What the peer is told."""
+        threads = torch.get_num_threads()
+        return {
+            "model": str(self.folder),
+            "path": "",
+            "device": str(self.device),
+            "threads": threads,
+            "precision": precision,
+        }
 
     def encode(self, precision: str) -> None:
         number = self.given.documents or DOCUMENTS[self.device.type]
-        texts = [f"{text} {place}" for place, text in zip(range(number), cycle(self.documents), strict=False)]
+        texts = numbered(self.documents, number)
         ids = self.ids(texts)
         model = refembed.load(self.folder, backend="torch", precision=precision)
         encoder = TorchEncoder(self.checkpoint, precision, None, device=self.device, compiling=self.given.compile)
         model.encoder = encoder
-        peer = self.sentence_transformers(float_type(precision))
+        peer = sentence_transformers.open_model(self.spec(precision), precision)
         runs: dict[str, Callable[[], object]] = {
             "refembed texts": lambda: model.encode(texts, task=None),
             "refembed ids": lambda: encoder.encode(ids),
@@ -92,46 +101,15 @@ class Bench:
 
     def train(self, precision: str) -> None:
         examples = self.given.examples or EXAMPLES[self.device.type]
-        queries = [f"{text} {place}" for place, text in zip(range(examples), cycle(self.queries), strict=False)]
-        others = [f"{text} {place}" for place, text in zip(range(2 * examples), cycle(self.documents), strict=False)]
+        queries, others = numbered(self.queries, examples), numbered(self.documents, 2 * examples)
         columns = [queries, others[:examples], others[examples:]]
         ids = [self.ids(column) for column in columns]
-        mask = losses.mask_of(*([text.tobytes() for text in column] for column in ids[:2]), self.device)
-        packed = [text for column in ids for text in column]
-        model = load_model(
-            self.folder, precision, device=self.device,
-            compiling=self.given.compile, checkpointing=self.given.checkpointing,
-        )  # fmt: skip
-        optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
-        peer = self.sentence_transformers(torch.float32).train()
-        its_optimizer = torch.optim.AdamW(peer.parameters(), RATE, fused=True)
-        features = [
-            {name: one.to(self.device) for name, one in peer.preprocess(column).items() if torch.is_tensor(one)}
-            for column in columns
-        ]
-
-        def loss(vectors: torch.Tensor) -> torch.Tensor:
-            return losses.contrastive(losses.split(vectors, examples), mask)
-
-        def its_step() -> float:
-            its_optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                found = [peer(dict(column))["sentence_embedding"] for column in features]
-            value = loss(torch.cat(found).float())
-            value.backward()
-            its_optimizer.step()
-            return value.item()
-
-        runs = {
-            "refembed": lambda: training_step(model, optimizer, packed, loss).item(),
-            "sentence-transformers": its_step,
-        }
-        print(f"\ntraining steps of {examples} examples in {precision}, attention by {self.way(model, packed)}")
-        self.report(runs, packed, times=3)
-
-    def way(self, model, packed) -> str:
-        model(packed[:2])
-        return next(iter(model.ways.values()))
+        options = {"compiling": self.given.compile, "checkpointing": self.given.checkpointing}
+        ours = step_on(self.folder, precision, ids, device=self.device, **options)
+        theirs = sentence_transformers.training(self.spec(precision), columns)
+        way, _ = choose_way(self.config, self.device, float_type(precision), self.given.compile, True)
+        print(f"\ntraining steps of {examples} examples in {precision}, attention by {way}")
+        self.report({"refembed": ours, "sentence-transformers": theirs}, [text for one in ids for text in one], times=3)
 
     def report(self, runs: dict[str, Callable[[], object]], ids: list[np.ndarray], times: int) -> None:
         """Take all in turn and print what was found."""
@@ -155,18 +133,16 @@ class Bench:
 
 def peak(device: torch.device) -> float:
     """Operations a second of the best large product."""
-    side, dtype = SIDE[device.type], torch.bfloat16 if device.type == "cuda" else torch.float32
-    square = torch.randn(side, side, device=device, dtype=dtype)
-    best = float("inf")
+    if device.type == "cuda":
+        return 1e9 * device_peak()
+    square, best = torch.randn(SIDE, SIDE), float("inf")
     with torch.inference_mode(), exact_products():
         for multiply in (torch.mm, product):
             for _ in range(3):
                 started = time.perf_counter()
                 multiply(square, square)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
                 best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best
+    return 2 * SIDE**3 / best
 
 
 def main() -> None:

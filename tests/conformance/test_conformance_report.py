@@ -392,6 +392,13 @@ def test_nothing_verified_is_an_error(options, id, capsys):
     assert refused(capsys) == id
 
 
+@pytest.mark.parametrize(("level", "suite"), [("losses", "/no/such/folder"), ("gradients", "embeddinggemma-300m")])
+def test_a_level_of_its_own_takes_no_other_suite(level, suite, capsys):
+    """Wrong if a slip in the folder's name verifies the shipped vectors in its place."""
+    assert main(["verify", "--level", level, "--suite", suite, "--call", "json:loads"]) == 2
+    assert "takes a folder" in capsys.readouterr().err
+
+
 def test_runs_as_a_program_of_its_own():
     """Wrong if the command works inside the tests only."""
     Path("my_port.py").write_text("def embed(texts):\n    return [[0.1] * 48 for text in texts]\n")

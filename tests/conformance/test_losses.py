@@ -295,6 +295,7 @@ def damaged(here: Path, change: Any) -> Path:
         (lambda manifest: manifest["cases"].append(manifest["cases"][0]), "golden-count"),
         (lambda manifest: manifest.update(cases=[], number_of_cases=0), "golden-count"),
         (lambda manifest: manifest["files"]["values.safetensors"].update(sha256="0" * 64), "golden-digest"),
+        (lambda manifest: manifest.update(files={}), "golden-unlisted"),
         (lambda manifest: manifest.pop("usual"), "golden-manifest"),
         (lambda manifest: manifest["usual"].pop("alpha"), "golden-case"),
         (lambda manifest: manifest["cases"][0].update(inputs="five"), "golden-case"),

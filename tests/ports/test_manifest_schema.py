@@ -84,7 +84,7 @@ def test_no_member_may_be_missing(manifest: dict[str, Any]) -> None:
     """Wrong if a consumer may meet a manifest without a member that is always there."""
     sample = small(manifest)
     tried = [way for way in ways(sample) if not may_go(way)]
-    assert len(tried) > 15
+    assert len(tried) >= 15
     assert [way for way in tried if SCHEMA.is_valid(changed(sample, way))] == []
 
 

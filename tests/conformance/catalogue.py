@@ -1,4 +1,4 @@
-"""Write spec/defects.md from the catalogue and the golden manifests. Run: python golden/catalogue.py"""
+"""Write spec/defects.md from the catalogue and the golden manifests. Run: python tests/conformance/catalogue.py"""
 
 import json
 from itertools import groupby
@@ -8,8 +8,8 @@ from typing import Any
 from refembed.conformance.defects import CONTROLS, DEFECTS
 from refembed.conformance.suite import PRECISIONS
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "spec" / "defects.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "spec" / "defects.md"
 FAMILIES = {
     "A": "Direction of attention",
     "B": "Window and layer pattern",
@@ -21,7 +21,7 @@ FAMILIES = {
 }
 HEAD = """# Known mistakes
 
-What ports of EmbeddingGemma have really got wrong. This page is written by `python golden/catalogue.py` from
+What ports of EmbeddingGemma have really got wrong. This page is written by `python tests/conformance/catalogue.py` from
 `refembed/conformance/defects.py`, where each entry is also a small change of the reference; `refembed verify` names an
 entry when a port gives that entry's own vectors. Lengths are the released model's; the twin's window is 8 where they
 say 256.
@@ -35,7 +35,9 @@ shows it best. 3 or more is seen; below 3 (in brackets) that precision's contrac
 
 
 def manifests() -> dict[str, Any]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(HERE.glob("*/manifest.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text()) for path in sorted((ROOT / "golden").glob("*/manifest.json"))
+    }
 
 
 def shown(ratio: float | str) -> str:
