@@ -43,7 +43,10 @@ class Backend(Protocol):
     It may also have tokenizer(checkpoint), which returns a refembed.tokenizer.Tokenizer of its own that gives the same
     ids; otherwise the tokenizers library makes them. And it may have describe(), which returns a list of lines for
     `refembed doctor`: what it found on this machine and what it makes of it; refused, precisions and the reason against
-    each; and its encoder tokens_at_once, how many it would like to be given in one call.
+    each; and its encoder tokens_at_once, how many it would like to be given in one call. For `refembed bench` it may
+    have device(), "cuda" or "cpu", which is meant where it is missing; and training(checkpoint, precision, threads,
+    columns), which returns a function that takes one step of training and gives the contrastive loss before it;
+    columns are id arrays of queries, positives and hard negatives.
 
     name         as users write it
     priority     the runnable backend of highest priority is taken where none is named; below 0: only when named

@@ -51,6 +51,7 @@ ERRORS = {
     "text-encoding": "a text is not valid Unicode",
     "text-token": "a text spells a token the model has no vector for",
     "text-too-long": "a text is longer than the context, and cutting was refused",
+    "ids-invalid": "an array of token ids is empty, or holds no ids of this model",
     "titles-invalid": "titles are not one for each text, or not text",
     # options
     "option-task": "no task of this name",
@@ -127,6 +128,7 @@ ERRORS = {
     "line-columns": "a line of a table has more or fewer columns than the first, or no number where one is needed",
     "option-context": "not a number of tokens a text can be cut to",
     # train
+    "loss-shape": "the sides of a loss's batch do not fit each other",
     "train-missing": "a library that training needs is not installed",
     "train-config": "a training file cannot be read, or a key of it is unknown, missing or out of range",
     "train-recipe": "the stages of a recipe do not fit together, or changed since they ran",

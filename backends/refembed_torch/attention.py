@@ -5,9 +5,10 @@ flex     a kernel compiled for the batch's pattern of blocks: CUDA, where compil
 tiles    a product for each short stretch of queries and the keys that they can see: anywhere
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, cast
+from inspect import signature
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,17 +19,19 @@ from torch.nn import functional
 from refembed.reference import FULL, Config
 
 from .packing import Batch, pack
+from .precision import exact_products
 from .products import onednn, product
 
 # query (tokens, heads, head), key and value (tokens, key_heads, head) -> context (tokens, heads, head)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-QUERIES = {"cpu": 128, "cuda": 1024}  # tokens of a tile: what a cache holds, what makes a launch worth it
+QUERIES = {"cpu": 128, "cuda": 512}  # tokens of a tile: what a cache holds, what makes a launch worth it
 BLOCK = 128  # rows and columns of a block of flex attention's mask
 
 
 def prepare(way: str, batch: Batch, config: Config, dtype: torch.dtype) -> dict[str, Attend]:
     """Attention for each kind of layer, with all that the layers of a kind share for this batch."""
-    reaches = {kind: max(batch.lengths) if kind == FULL else config.reach for kind in set(config.layer_kinds)}
+    # not the longest text's tokens: a number that changes with the batch would have flex attention compiled anew
+    reaches = {kind: config.context if kind == FULL else config.reach for kind in set(config.layer_kinds)}
     return {kind: WAYS[way](batch, config, reach, dtype) for kind, reach in reaches.items()}
 
 
@@ -41,7 +44,7 @@ class Tile(NamedTuple):
 
     queries: slice
     keys: slice
-    mask: NDArray[Any] | None
+    mask: Any
 
 
 class Run(NamedTuple):
@@ -51,50 +54,65 @@ class Run(NamedTuple):
     tiles: list[Tile]
 
 
-def cut_runs(lengths: Sequence[int], reach: int, size: int) -> list[Run]:
+def cut_runs(batch: Batch, reach: int, size: int, dtype: torch.dtype) -> list[Run]:
     """The batch in runs, each in tiles of at most `size` queries. Long texts' tiles touch only keys within reach."""
     groups: list[list[int]] = []
-    for length in lengths:
+    for length in batch.lengths:
         if not groups or sum(groups[-1]) + length > size:
             groups.append([])
         groups[-1].append(length)
-    return [Run(sum(group), cut_tiles(group, reach, size)) for group in groups]
+    firsts = torch.arange(len(batch.ids), device=batch.ids.device) - batch.positions  # (tokens), the same within a text
+    parts = firsts.split([sum(group) for group in groups])
+    return [
+        Run(len(part), cut_tiles(part, len(group) == 1, reach, size, dtype))
+        for part, group in zip(parts, groups, strict=True)
+    ]
 
 
-def cut_tiles(group: Sequence[int], reach: int, size: int) -> list[Tile]:
-    tokens = sum(group)
-    text = np.repeat(np.arange(len(group)), group)  # (tokens)
-    place = np.arange(tokens)  # (tokens)
-    tiles = []
+def cut_tiles(firsts: Tensor, alone: bool, reach: int, size: int, dtype: torch.dtype) -> list[Tile]:
+    """A run's. Masks are made where they are used: as tables on the host they would be most of a pass.
+
+    firsts   (tokens) what tells texts apart
+    alone    whether they are one text
+    """
+    tokens, tiles = len(firsts), []
+    place = torch.arange(tokens, device=firsts.device)  # (tokens)
     for first in range(0, tokens, size):
         queries = slice(first, min(first + size, tokens))
         keys = slice(max(first - reach, 0), min(queries.stop + reach, tokens))
-        near = np.abs(place[queries, None] - place[None, keys]) <= reach  # (queries, keys)
-        seen = near & (text[queries, None] == text[None, keys])  # (queries, keys)
-        tiles.append(Tile(queries, keys, None if seen.all() else np.where(seen, 0.0, -np.inf)))
+        if alone and max(queries.stop - keys.start, keys.stop - queries.start) - 1 <= reach:
+            tiles.append(Tile(queries, keys, None))
+            continue
+        seen = (place[queries, None] - place[keys]).abs() <= reach  # (queries, keys)
+        seen &= firsts[queries, None] == firsts[keys]  # (queries, keys)
+        tiles.append(Tile(queries, keys, mask_of(seen, dtype)))
     return tiles
+
+
+def mask_of(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where seen, -inf where not. Rows start at multiples of 16, or CUDA's kernel would copy it in every layer."""
+    rows, columns = seen.shape
+    mask = torch.full((rows, -(-columns // 16) * 16), -torch.inf, dtype=dtype, device=seen.device)[:, :columns]
+    return mask.masked_fill_(seen, 0)
 
 
 def tiled(batch: Batch, config: Config, reach: int, dtype: torch.dtype) -> Attend:
     """Attention tile by tile; runs and tiles are split off and put together once, so that gradients are too."""
     device = batch.ids.device
-    runs = cut_runs(batch.lengths, reach, QUERIES.get(device.type, BLOCK))
-    scale, heads = config.query_scalar**-0.5, config.heads
+    runs = cut_runs(batch, reach, QUERIES.get(device.type, BLOCK), dtype)
+    scale, shared = config.query_scalar**-0.5, config.heads // config.key_heads
     by_product = device.type == "cpu" and dtype == torch.float32 and config.key_heads == 1 and onednn()
     one_tile = by_heads_in_rows if by_product else by_library
-    rows = heads if by_product else 1
-    masks = [
-        [None if t.mask is None else torch.from_numpy(t.mask.repeat(rows, 0)).to(device, dtype) for t in run.tiles]
-        for run in runs
-    ]
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if not by_product:
+            key, value = each_for(shared, key), each_for(shared, value)  # for all tiles at once
         parts = [tensor.split([run.tokens for run in runs]) for tensor in (query, key, value)]
         found = []
-        for run, of_run, q, k, v in zip(runs, masks, *parts, strict=True):
+        for run, q, k, v in zip(runs, *parts, strict=True):
             stretches = q.split([tile.queries.stop - tile.queries.start for tile in run.tiles])
-            for tile, mask, stretch in zip(run.tiles, of_run, stretches, strict=True):
-                found.append(one_tile(stretch, k[tile.keys], v[tile.keys], mask, scale))
+            for tile, stretch in zip(run.tiles, stretches, strict=True):
+                found.append(one_tile(stretch, k[tile.keys], v[tile.keys], tile.mask, scale))
         return torch.cat(found)
 
     return attend
@@ -103,33 +121,41 @@ def tiled(batch: Batch, config: Config, reach: int, dtype: torch.dtype) -> Atten
 def by_heads_in_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """One key and value head serves all query heads, so these are just more rows of one product: nothing is moved."""
     queries, heads, head = query.shape
-    scores = product(query.reshape(queries * heads, head), key[:, 0])  # (queries*heads, keys)
-    scores = scores * scale if mask is None else torch.add(mask, scores, alpha=scale)  # (queries*heads, keys)
-    context = product(torch.softmax(scores, -1), value[:, 0].t())  # (queries*heads, head)
+    scores = product(query.reshape(queries * heads, head), key[:, 0]).view(queries, heads, -1)  # (queries, heads, keys)
+    scores = scores * scale if mask is None else torch.add(mask[:, None], scores, alpha=scale)  # (queries, heads, keys)
+    context = product(torch.softmax(scores, -1).flatten(0, 1), value[:, 0].t())  # (queries*heads, head)
     return context.view(queries, heads, head)
 
 
 def by_library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     shared = query.shape[1] // key.shape[1]
-    q = query.transpose(0, 1)[None]  # (1, heads, queries, head)
-    k, v = (tensor.repeat_interleave(shared, 1).transpose(0, 1)[None] for tensor in (key, value))
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, each_for(shared, key), each_for(shared, value)))
     context = functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)  # (1, heads, queries, head)
     return context[0].transpose(0, 1)
 
 
+def each_for(shared: int, x: Tensor) -> Tensor:
+    """A key or value head for each of so many query heads: (tokens, shared*key_heads, head)."""
+    return x if shared == 1 else x.repeat_interleave(shared, 1)
+
+
 # -------------------------------------------------------------------------------------------------------------- varlen
 def varlen(batch: Batch, config: Config, reach: int, dtype: torch.dtype) -> Attend:
-    """Flash attention over texts of any lengths; public since PyTorch 2.10."""
-    from torch.nn.attention.varlen import varlen_attn
+    """Flash attention over texts of any lengths; with windows since PyTorch 2.11, with shared heads since 2.12."""
+    from torch.nn.attention import varlen as library
 
     longest = max(batch.lengths)
+    grouped = "enable_gqa" in signature(library.varlen_attn).parameters
     window = (-1, -1) if reach >= longest - 1 else (reach, reach)
     attention: Any = partial(
-        varlen_attn,
+        library.varlen_attn,
         cu_seq_q=batch.starts, cu_seq_k=batch.starts, max_q=longest, max_k=longest,
-        scale=config.query_scalar**-0.5, window_size=window, enable_gqa=True,
+        scale=config.query_scalar**-0.5, window_size=window,
     )  # fmt: skip
-    return cast(Attend, attention)
+    if grouped:
+        attention = partial(attention, enable_gqa=True)
+    shared = 1 if grouped else config.heads // config.key_heads
+    return lambda query, key, value: attention(query, each_for(shared, key), each_for(shared, value))
 
 
 # ---------------------------------------------------------------------------------------------------------------- flex
@@ -197,6 +223,12 @@ WAYS: dict[str, Callable[[Batch, Config, int, torch.dtype], Attend]] = {"varlen"
 
 
 # ------------------------------------------------------------------------------------------------------------ choosing
+# How far a way may be from the tiles in float32: each row of the context, and each gradient as a whole. At the released
+# shape kernels that are right are 0.003 and 0.005 off in bfloat16 (3e-6, 7e-7 in float32), a window of one key more or
+# less 0.5 and 0.03, TF32 3e-4.
+ALLOWED = {torch.bfloat16: (0.05, 0.015), torch.float32: (2e-5, 1e-5)}
+
+
 def choose_way(
     config: Config, device: torch.device, dtype: torch.dtype, compiling: bool, training: bool
 ) -> tuple[str, str]:
@@ -216,25 +248,38 @@ def choose_way(
 
 
 def fault_of(way: str, config: Config, device: torch.device, dtype: torch.dtype, training: bool) -> str | None:
-    """What keeps a way from being right here, if anything."""
+    """What keeps a way from being right here, if anything: whatever mode the caller is in, who asks once for all."""
+    with torch.inference_mode(False), torch.set_grad_enabled(training), exact_products():
+        try:
+            found = trial(way, config, device, dtype, dtype, training)
+            expected = trial("tiles", config, device, dtype, torch.float32, training)
+        except Exception as error:  # the library's own and its compiler's are of many kinds
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    by_row, by_whole = ALLOWED[dtype]
+    for one, other in zip(found, expected, strict=True):
+        (context, *gradients), (right, *right_gradients) = ([x.float() for x in tensors] for tensors in (one, other))
+        if not ((context - right).norm(dim=-1) <= by_row * right.norm(dim=-1)).all():
+            return "its numbers are not those of the tiles"
+        for gradient, right in zip(gradients, right_gradients, strict=True):
+            if not (gradient - right).norm() <= by_whole * right.norm():
+                return "its gradients are not those of the tiles"
+    return None
+
+
+def trial(
+    way: str, config: Config, device: torch.device, dtype: torch.dtype, computed_in: torch.dtype, training: bool
+) -> list[list[Tensor]]:
+    """For each kind of layer the context of a few ragged texts, and for training the gradients.
+
+    dtype   what the numbers are rounded to before anything is computed
+    """
     batch = pack([np.zeros(length, np.int64) for length in (3, 2 * config.reach + 40, 1, config.reach + 2)], device)
     generator = torch.Generator().manual_seed(0)
     counts = (config.heads, config.key_heads, config.key_heads, config.heads)
     query, key, value, upstream = (
-        torch.randn(len(batch.ids), heads, config.head, generator=generator).to(device, dtype) for heads in counts
+        torch.randn(len(batch.ids), heads, config.head, generator=generator).to(device, dtype).to(computed_in)
+        for heads in counts
     )
     given = [tensor.requires_grad_(training) for tensor in (query, key, value)]
-    results = []
-    for one in (way, "tiles"):
-        try:
-            found = [attend(*given) for attend in prepare(one, batch, config, dtype).values()]
-            if training:
-                found += torch.autograd.grad(found, given, [upstream] * len(found))
-        except Exception as error:  # the library's own and its compiler's are of many kinds
-            return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-        results.append(found)
-    allowed = 8 * torch.finfo(dtype).eps  # of the largest number: a few roundings
-    for tensor, expected in zip(*results, strict=True):
-        if not (tensor - expected).abs().max() <= allowed * expected.abs().max():
-            return "its numbers are not those of the tiles"
-    return None
+    contexts = [attend(*given) for attend in prepare(way, batch, config, computed_in).values()]
+    return [[one, *(torch.autograd.grad(one, given, upstream) if training else ())] for one in contexts]

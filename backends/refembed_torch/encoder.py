@@ -44,8 +44,7 @@ class TorchEncoder:
             self.weights = gather(StoredParameters(checkpoint), self.config, dtype, self.device)
             if self.device.type != "cpu":
                 self.weights = self.weights._replace(table=self.weights.table.to(self.device, dtype))
-        with exact_products():
-            self.way, self.why_way = choose_way(self.config, self.device, dtype, compiling, False)
+        self.way, self.why_way = choose_way(self.config, self.device, dtype, compiling, False)
         self.setup = Setup(self.config, dtype, self.way, compiled_engine() if compiling else PLAIN)
 
     def encode(self, batch: Sequence[NDArray[Any]]) -> NDArray[Any]:

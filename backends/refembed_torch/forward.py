@@ -50,6 +50,7 @@ class Weights(NamedTuple):
     up: Tensor  # (dense, width)
     down: Tensor  # (dimensions, dense)
     pooling: tuple[Tensor, ...]  # of the attention pooler: query, key, value
+    of_rows: Callable[[Tensor], Tensor] | None = None  # what the table's rows go through once taken: rounding
 
 
 class Engine(NamedTuple):
@@ -177,6 +178,7 @@ PLAIN = Engine(project, finish)
 def embed_tokens(batch: Batch, weights: Weights, config: Config) -> Tensor:
     """The table's rows of all tokens, times the square root of the width: (tokens, width)."""
     rows = functional.embedding(batch.ids.to(weights.table.device), weights.table)
+    rows = rows if weights.of_rows is None else weights.of_rows(rows)
     return rows.to(weights.final_norm.device, weights.final_norm.dtype) * math.sqrt(config.width)
 
 

@@ -22,6 +22,7 @@ from refembed.config_file import POOLERS as POOLING_MODES
 from refembed.errors import RefembedError
 from refembed.prompts import ALIASES, PROMPTS
 from refembed.reference import Config
+from refembed.tokenizer import Tokenizer
 
 # what a tokenizer may have beside tokenizer.json
 TOKENIZER_FILES = (
@@ -33,6 +34,7 @@ TOKENIZER_FILES = (
 )
 PATHS = ("", "1_Pooling", *DENSE, "4_Normalize")  # of MODULES, in their order
 BFLOAT16 = np.uint16  # whose values are float32's upper halves
+KINDS = {np.dtype(np.float32): "F32", np.dtype(BFLOAT16): "BF16"}
 
 
 def write_checkpoint(
@@ -49,7 +51,8 @@ def write_checkpoint(
     tokenizer   a folder whose tokenizer files are copied
     prompts     by name; refembed's own where none are given
 
-    Raises RefembedError where the folder cannot be made, or sentence-transformers has no word for the pooler.
+    Raises RefembedError where the folder cannot be made, sentence-transformers has no word for the pooler, or the
+    tokenizer is none of this model's.
     """
     kinds = {tensor.dtype for tensor in tensors.values()}
     files = {
@@ -65,6 +68,7 @@ def write_checkpoint(
         "sentence_bert_config.json": {"max_seq_length": config.context, "do_lower_case": False},
         "tokenizer_config.json": {"tokenizer_class": "GemmaTokenizer", "model_max_length": config.context},
     }
+    Tokenizer(tokenizer / TOKENIZER, config)  # refuses one whose BOS, EOS or number of pieces is not this model's
     dense = {f"{name}.linear.weight": name for name in DENSE}
     with whole_folder(folder) as place:
         for name in ("1_Pooling", *DENSE):
@@ -104,13 +108,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """A safetensors file: the header's length, the header, and the numbers, which start at a multiple of 8 bytes.
 
-    By hand, because the library's NumPy interface knows no bfloat16.
+    By hand, because the library's NumPy interface knows no bfloat16. Raises RefembedError for a type that is not read.
     """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in KINDS:
+            raise RefembedError(
+                "tensor-dtype", f"{name} is {tensor.dtype}; float32, or uint16 that holds bfloat16, needed"
+            )
     ends = list(accumulate(tensor.nbytes for tensor in tensors.values()))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for (name, tensor), end in zip(tensors.items(), ends, strict=True):
-        kind = "BF16" if tensor.dtype == BFLOAT16 else "F32"
-        header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [end - tensor.nbytes, end]}
+        header[name] = {"dtype": KINDS[tensor.dtype], "shape": tensor.shape, "data_offsets": [end - tensor.nbytes, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb") as handle:

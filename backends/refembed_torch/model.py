@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refembed.checkpoint import TABLE, WEIGHTS, open_checkpoint
+from refembed.errors import RefembedError
 from refembed.reference import Config, parameter_shapes
 from refembed.stored import not_finite
 
 from .attention import choose_way
-from .forward import PLAIN, Setup, compiled_engine, embed, gather, unit
-from .packing import pack
+from .forward import PLAIN, Setup, Weights, compiled_engine, embed, gather, unit
+from .packing import check_texts, pack
 from .parameters import StoredParameters, best_device, float_type
+from .quantization import check_form, fake_quantized, fake_quantized_rows
 
 
 class TorchModel(nn.Module):
@@ -24,7 +26,10 @@ class TorchModel(nn.Module):
     Parameters are kept in float32, whatever they are computed in: an optimizer's small steps would be lost in bfloat16.
     Make one by load_model, or by random_model where there is no checkpoint.
 
-    source   the folder it was read from, whose tokenizer it goes with
+    source         the folder it was read from, whose tokenizer it goes with
+    ways           of attention that were taken, by device; why_ways: what kept faster ones from being taken
+    quantization   the form (reference.quantize.FORMS) that weights are rounded to wherever they are used, while the
+                   parameters stay whole: quantisation-aware training. None: no rounding. May be changed at any time
     """
 
     def __init__(
@@ -34,10 +39,14 @@ class TorchModel(nn.Module):
         *,
         compiling: bool = False,
         checkpointing: bool = False,
+        quantization: str | None = None,
         source: Path | None = None,
     ) -> None:
         super().__init__()
+        if quantization:
+            check_form(quantization, trained_shapes(config))
         self.config, self.precision, self.source = config, precision, source
+        self.quantization = quantization
         self.dtype, self.compiling, self.checkpointing = float_type(precision), compiling, checkpointing
         for name, shape in trained_shapes(config).items():
             *path, last = name.split(".")
@@ -48,23 +57,46 @@ class TorchModel(nn.Module):
                 owner = owner.get_submodule(step)
             owner.register_parameter(last, nn.Parameter(torch.empty(shape)))
         self.ways: dict[torch.device, str] = {}
+        self.why_ways: dict[torch.device, str] = {}
 
     @property
     def device(self) -> torch.device:
         return self.get_parameter(TABLE).device
 
     def forward(self, texts: Sequence[NDArray[Any] | Tensor]) -> Tensor:
-        """Raw vectors (texts, dimensions) of id arrays (tokens_i,), which the losses normalise themselves."""
+        """Raw vectors (texts, dimensions) of id arrays (tokens_i,), which the losses normalise themselves.
+
+        Raises RefembedError where an array is empty, longer than the context, or holds no ids of this model.
+        """
+        check_texts(texts, self.config)
         device = self.device
         if device not in self.ways:
-            self.ways[device], _ = choose_way(self.config, device, self.dtype, self.compiling, True)
+            found = choose_way(self.config, device, self.dtype, self.compiling, True)
+            self.ways[device], self.why_ways[device] = found
         engine = compiled_engine() if self.compiling else PLAIN
         setup = Setup(self.config, self.dtype, self.ways[device], engine, self.checkpointing)
-        weights = gather(dict(self.named_parameters()), self.config, self.dtype, device)
-        return embed(pack(texts, device), weights, setup)
+        return embed(pack(texts, device), self.weights(), setup)
+
+    def weights(self) -> Weights:
+        """The parameters, ready to compute with. Of the table only the rows that a batch takes are rounded."""
+        parameters, form = dict(self.named_parameters()), self.quantization
+        if not form:
+            return gather(parameters, self.config, self.dtype, self.device)
+        table = parameters.pop(TABLE)
+        rounded = {TABLE: table, **fake_quantized(parameters, form)}
+        weights = gather(rounded, self.config, self.dtype, self.device)
+        return weights._replace(of_rows=lambda rows: fake_quantized_rows(rows, TABLE, form))
 
     def encode(self, texts: Sequence[NDArray[Any] | Tensor], dimensions: int | None = None) -> Tensor:
-        """Unit vectors, (texts, dimensions)."""
+        """Unit vectors, (texts, dimensions), of as many dimensions as the model has where None.
+
+        Raises RefembedError as forward does, and where there are not so many dimensions.
+        """
+        most = self.config.dimensions
+        if dimensions is not None and not 1 <= dimensions <= most:
+            raise RefembedError(
+                "option-dimensions", f"dimensions is {dimensions!r}, a whole number, 1 to {most}, needed"
+            )
         return unit(self(texts), dimensions)
 
 
@@ -87,6 +119,7 @@ def load_model(
     device: str | torch.device | None = None,
     compiling: bool = False,
     checkpointing: bool = False,
+    quantization: str | None = None,
 ) -> TorchModel:
     """A checkpoint folder as a module to train.
 
@@ -94,14 +127,14 @@ def load_model(
     device          CUDA's first where there is one
     compiling       let torch.compile make the layers, which takes a minute and pays on CUDA
     checkpointing   compute each layer twice, and keep only what lies between the layers
+    quantization    the form that weights are rounded to in computing, for quantisation-aware training
 
     Raises RefembedError as refembed.checkpoint does.
     """
     checkpoint = open_checkpoint(Path(folder))
     stored = StoredParameters(checkpoint)
-    model = TorchModel(
-        checkpoint.config, precision, compiling=compiling, checkpointing=checkpointing, source=checkpoint.folder
-    )
+    options: dict[str, Any] = {"compiling": compiling, "checkpointing": checkpointing, "quantization": quantization}
+    model = TorchModel(checkpoint.config, precision, source=checkpoint.folder, **options)
     model.load_state_dict({name: stored[name] for name in stored})
     if not model.get_parameter(TABLE).isfinite().all():
         raise not_finite(TABLE, checkpoint.folder / WEIGHTS)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refembed.errors import RefembedError
 from refembed.reference import FULL, SLIDING, Config
 from refembed.reference.positions import rotary_angles
 
@@ -37,6 +38,33 @@ def pack(texts: Sequence[NDArray[Any] | Tensor], device: torch.device) -> Batch:
     starts = np.cumsum([0, *lengths], dtype=np.int32)
     ids, positions = torch.from_numpy(columns).to(device)
     return Batch(ids, positions, torch.from_numpy(starts).to(device), lengths)
+
+
+def check_texts(texts: Sequence[NDArray[Any] | Tensor], config: Config) -> None:
+    """Raise RefembedError where an id array is none that the model has an answer to.
+
+    Asked before anything is on a device: an id without a row of the table would there end the process's use of it.
+    """
+    if not len(texts):
+        raise RefembedError("ids-invalid", "no texts were given; a batch needs at least one")
+    arrays = [np.asarray(text) for text in texts]
+    for index, ids in enumerate(arrays):
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            found = f"is {ids.dtype} of shape {ids.shape}"
+            raise RefembedError("ids-invalid", f"{found}; token ids are whole numbers in one row", index)
+        if not len(ids):
+            raise RefembedError("ids-invalid", "holds no token; a text is at least BOS and EOS", index)
+        if len(ids) > config.context:
+            reason = f"has {len(ids)} tokens, the model's context is {config.context}; cut it, and keep EOS"
+            raise RefembedError("text-too-long", reason, index)
+    whole = np.concatenate(arrays)
+    if whole.min() < 0 or whole.max() >= config.vocabulary:
+        index = next(i for i, ids in enumerate(arrays) if ids.min() < 0 or ids.max() >= config.vocabulary)
+        wrong = next(id for id in arrays[index].tolist() if not 0 <= id < config.vocabulary)
+        known = (
+            f"the embedding table has rows 0 to {config.vocabulary - 1}; take the tokenizer that goes with the model"
+        )
+        raise RefembedError("ids-invalid", f"holds token {wrong}, {known}", index)
 
 
 def passes(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

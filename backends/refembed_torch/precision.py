@@ -1,58 +1,92 @@
 """What the process is set to, and what a computation here needs in its place, for as long as it lasts."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+Undo = Callable[[], None]
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """float32 products in float32: no TF32 on CUDA and no bfloat16 on a CPU, whatever the user has chosen for the rest.
 
-    The choice is one for the process; it is put back. Two interfaces set it, and PyTorch refuses to read a mixture of
-    both: what was set by the older is set back by the older.
+class Held:
+    """A setting of the process while any thread is inside: the first in changes it, the last out puts it back.
+
+    change   makes the change, and returns what undoes it
     """
+
+    def __init__(self, change: Callable[[], Undo]) -> None:
+        self.change, self.lock, self.inside = change, threading.Lock(), 0
+        self.undo: Undo = lambda: None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if not self.inside:
+                self.undo = self.change()
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.undo()
+
+
+def multiply_exactly() -> Undo:
+    """Two interfaces set it, and PyTorch refuses to read a mixture: what the older has set is set back by the older."""
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # set by the newer one
-        with newer_exact_products():
-            yield
-        return
+        return multiply_exactly_by_the_newer()
     if before == "highest":
-        yield
-        return
+        return lambda: None
     torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return lambda: torch.set_float32_matmul_precision(before)
 
 
-@contextmanager
-def newer_exact_products() -> Iterator[None]:
+def multiply_exactly_by_the_newer() -> Undo:
     """The same where torch.backends.*.fp32_precision was used, which PyTorch has since 2.9."""
     places: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for place, precision in zip(places, before, strict=True):
+
+    def put(precisions: list[str]) -> None:
+        for place, precision in zip(places, precisions, strict=True):
             place.fp32_precision = precision
 
+    put(["ieee"] * len(places))
+    return lambda: put(before)
 
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """PyTorch on this many CPU threads. The number is one for the process, so it is put back."""
-    before = torch.get_num_threads()
-    if threads == before:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+# float32 products in float32: no TF32 on CUDA, no bfloat16 on a CPU, whatever the user has chosen for the rest
+exact_products = Held(multiply_exactly)
+
+
+class Threads:
+    """PyTorch on this many CPU threads: using_threads(4). Not to be nested.
+
+    Each thread of the process has a number of its own, but starts with whatever another has set by then. So each sets
+    its own back, and to what the first one found.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.found = threading.Lock(), 0, 0
+
+    @contextmanager
+    def __call__(self, threads: int) -> Iterator[None]:
+        with self.lock:
+            found = torch.get_num_threads()  # which a thread's first use would otherwise do later, and reset
+            self.found = self.found if self.inside else found
+            torch.set_num_threads(threads)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                torch.set_num_threads(self.found)
+
+
+using_threads = Threads()

@@ -21,7 +21,7 @@ def save_model(
     precision   what the numbers are stored in: float32 or bfloat16
     tokenizer   the checkpoint folder whose tokenizer and prompts go with it; the one the model was loaded from
 
-    Raises RefembedError; where a parameter is not finite nothing is written.
+    Raises RefembedError; where a parameter is not finite, or the tokenizer another model's, nothing is written.
     """
     source = model.source if tokenizer is None else Path(tokenizer)
     if source is None:

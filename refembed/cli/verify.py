@@ -120,7 +120,8 @@ def report_alone(given: argparse.Namespace, level: str) -> Report:
     folder = Path(given.suite)
     if not folder.is_dir() and given.suite not in ("twin", level):  # twin: nothing was asked for
         raise RefembedError(
-            "verify-option", f"--level {level} has a suite of its own, {level}, or takes a folder; {given.suite} is none"
+            "verify-option",
+            f"--level {level} has a suite of its own, {level}, or takes a folder; {given.suite} is none",
         )
     port = called_port(given)
     try:

@@ -165,7 +165,9 @@ def by_id(rows: Sequence[Row]) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for row in rows:
         if row["_id"] in found:
-            raise RefembedError("set-ids", f"{row['place']}: _id {row['_id']!r} is also at {found[row['_id']]['place']}")
+            raise RefembedError(
+                "set-ids", f"{row['place']}: _id {row['_id']!r} is also at {found[row['_id']]['place']}"
+            )
         found[row["_id"]] = row
     return found
 

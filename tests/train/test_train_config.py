@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 import pytest
-
-from refembed.errors import RefembedError
 from refembed_torch.train.chance import generator
 from refembed_torch.train.config import Optimizer, Run, load, plain, read
+
+from refembed.errors import RefembedError
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def test_a_table_becomes_its_dataclass(monkeypatch):
         ({"parts": {"file": "a"}}, "parts is a table, an array needed"),
         ({"parts": ["a"]}, "parts[0] is 'a', a table needed"),
         ({"parts": [{"file": 3}]}, "parts[0].file is 3, a path needed"),
-        ({"parts": [{"file": "$NOT_SET_AT_ALL/a"}]}, "parts[0].file is '$NOT_SET_AT_ALL/a', and the environment has no"),
+        (
+            {"parts": [{"file": "$NOT_SET_AT_ALL/a"}]},
+            "parts[0].file is '$NOT_SET_AT_ALL/a', and the environment has no",
+        ),
         ({"parts": [], "pair": [1]}, "pair has 1 values, 2 needed"),
         ({"parts": [], "pair": [1, 2.5]}, "pair[1] is 2.5, a whole number needed"),
         ({"parts": [], "kind": "c"}, "kind is 'c', one of a, b needed"),
@@ -103,7 +106,7 @@ def test_a_wrong_table_is_named(table, said):
 )
 def test_numbers_out_of_range_are_refused(kind, table):
     """If this failed, a run would start that cannot go well."""
-    with pytest.raises(RefembedError, match="train.toml"):
+    with pytest.raises(RefembedError, match=r"train\.toml"):
         read(kind, table, FILE)
 
 

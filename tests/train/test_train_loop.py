@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-
-from refembed.errors import RefembedError
 from refembed_torch.train import loop, state
 from refembed_torch.train.chance import generator
 from refembed_torch.train.config import Optimizer, Run
+from torch import nn
+
+from refembed.errors import RefembedError
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def test_what_a_run_leaves(unbroken):
     assert result == json.loads((out / "result.json").read_text())
     assert result["held_out"]["after"]["loss"] == log[-1]["held_out"]["loss"] != result["held_out"]["before"]["loss"]
     assert sorted(place.name for place in (out / "state").iterdir()) == ["00000009", "00000012"]
-    assert (out / "model" / "weights").exists() and b"<svg" in (out / "curves.svg").read_bytes()
+    assert (out / "model" / "weights").exists()
+    assert b"<svg" in (out / "curves.svg").read_bytes()
     rates = [line["learning_rate"] for line in log if "held_out" not in line]
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[-1] > 0
 
@@ -188,7 +189,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(RefembedError) as caught:
         loop.train(Diverging(), settings_of(tmp_path))
-    assert caught.value.id == "train-diverged" and "step 6" in caught.value.reason
+    assert caught.value.id == "train-diverged"
+    assert "step 6" in caught.value.reason
     assert [place.name for place in (tmp_path / "state").iterdir()] == ["00000003"]
 
 
@@ -197,7 +199,7 @@ def test_the_optimizer_is_pytorchs_own(tmp_path):
     made = Line()
     loop.train(made, settings_of(tmp_path, optimizer={"warm_up": 0.25, "clip": 0.0, "decay": "cosine"}))
     truth = Line()
-    norm = list(truth.module[1].parameters()) + [truth.module[0].bias]
+    norm = [*list(truth.module[1].parameters()), truth.module[0].bias]
     groups = [{"params": [truth.module[0].weight], "weight_decay": 0.1}, {"params": norm, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=0.1, foreach=False)
     # by hand: warm-up over 3 of 12 steps, then half a cosine over 9

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from refembed_torch.train import command, recipe
 
 from refembed.cli import main
 from refembed.errors import RefembedError
-from refembed_torch.train import command, recipe
 
 
 @pytest.fixture
@@ -46,19 +46,23 @@ def test_stages_build_on_each_other(tmp_path, ran):
     assert [table.get("run", {}).get("out", table.get("out")) for table in ran] == [
         str(out / name) for name in ("first", "second", "whole")
     ]
-    assert ran[1]["model"]["folder"] == str(out / "first" / "model") and ran[0]["model"]["folder"] == "start"
+    assert ran[1]["model"]["folder"] == str(out / "first" / "model")
+    assert ran[0]["model"]["folder"] == "start"
     assert ran[1]["run"] == {"steps": 7, "seed": 1, "out": str(out / "second")}
     assert ran[1]["optimizer"] == {"learning_rate": 1.0}
     assert ran[2]["folders"] == [str(out / "first" / "model"), str(out / "second" / "model")]
-    assert ran[2]["log"] == str(out / "first" / "log.jsonl") and "run" not in ran[2]
+    assert ran[2]["log"] == str(out / "first" / "log.jsonl")
+    assert "run" not in ran[2]
 
 
 def test_what_has_ended_is_left_alone(tmp_path, ran):
     """If this failed, going on with a recipe would train everything again, or skip what is new."""
     recipe.run_recipe(stages(), tmp_path / "recipe.toml")
     found = recipe.run_recipe(stages({"name": "more", "stage": "soup"}), tmp_path / "recipe.toml")
-    assert len(ran) == 4 and ran[3]["out"].endswith("more")
-    assert [one["steps"] for one in found] == [1, 2, 3, 4] and "settings" not in found[0]
+    assert len(ran) == 4
+    assert ran[3]["out"].endswith("more")
+    assert [one["steps"] for one in found] == [1, 2, 3, 4]
+    assert "settings" not in found[0]
 
 
 def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran):
@@ -66,11 +70,11 @@ def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran):
     recipe.run_recipe(stages(), tmp_path / "recipe.toml")
     changed = stages()
     changed["stage"][0]["model"]["folder"] = "other"
-    with pytest.raises(RefembedError, match="first has ended .* with other settings"):
+    with pytest.raises(RefembedError, match=r"first has ended .* with other settings"):
         recipe.run_recipe(changed, tmp_path / "recipe.toml")
     for file in (tmp_path / "runs" / "first").glob("*.json"):
         file.unlink()
-    with pytest.raises(RefembedError, match="second has ended .* with other settings"):
+    with pytest.raises(RefembedError, match=r"second has ended .* with other settings"):
         recipe.run_recipe(changed, tmp_path / "recipe.toml")
 
 
@@ -83,7 +87,10 @@ def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran):
         ({"stage": [{"stage": "soup"}]}, "each stage has a name of its own; None is none"),
         ({"stage": [{"name": "a/b", "stage": "soup"}]}, "each stage has a name of its own"),
         ({"stage": [{"name": "a", "stage": "soup"}] * 2}, "each stage has a name of its own"),
-        ({"stage": [{"name": "a", "stage": "soup", "folders": ["@later"]}]}, "stage a names @later, and no stage before"),
+        (
+            {"stage": [{"name": "a", "stage": "soup", "folders": ["@later"]}]},
+            "stage a names @later, and no stage before",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_named(tmp_path, ran, changed, said):
@@ -95,7 +102,7 @@ def test_a_wrong_recipe_is_named(tmp_path, ran, changed, said):
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    """Wrong if refembed train did not hand the tables to the stage and print what it says; or a slip gave a traceback."""
+    """Wrong if refembed train did not hand its tables to the stage and print what it says."""
     file = tmp_path / "soup.toml"
     file.write_text('stage = "soup"\nout = "x"\n')
     monkeypatch.setitem(command.STAGES, "soup", ("recipe", "made_up"))

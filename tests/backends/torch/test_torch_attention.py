@@ -1,7 +1,11 @@
 """The ways to attend, as far as a machine without CUDA can tell, how one is chosen, and what they are made of."""
 
 import inspect
-from collections.abc import Iterator
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +18,12 @@ from refembed_torch import attention, products
 from refembed_torch.attention import block_mask, choose_way, cut_runs, fault_of
 from refembed_torch.encoder import TorchEncoder
 from refembed_torch.packing import pack
-from refembed_torch.precision import exact_products
+from refembed_torch.precision import exact_products, using_threads
 from refembed_torch.products import dense, multiply, onednn, product
-from support import SMALL
+from support import SMALL, checkpoint_of, texts_of
 from torch.nn.attention import flex_attention as flex_library
-from torch_support import checkpoint_of, texts_of
 
-from refembed.reference import Config
+from refembed.reference import FULL, SLIDING, Config
 
 CPU = torch.device("cpu")
 RAGGED = some.lists(some.integers(1, 300), min_size=1, max_size=8)
@@ -42,17 +45,42 @@ def batch_of(lengths: list[int]) -> Any:
 def test_tiles_see_what_their_texts_say(lengths: list[int], reach: int, size: int) -> None:
     """Wrong if a query sees another text or past its window, misses a key, comes twice, or a tile is too large."""
     found, first = np.zeros((sum(lengths),) * 2, bool), 0
-    for run in cut_runs(lengths, reach, size):
+    for run in cut_runs(batch_of(lengths), reach, size, torch.float32):
         stops = [0, *(tile.queries.stop for tile in run.tiles)]
         assert [(tile.queries.start, tile.queries.stop) for tile in run.tiles] == list(pairwise(stops))
         assert stops[-1] == run.tokens
         for tile in run.tiles:
             queries, keys = (slice(one.start + first, one.stop + first) for one in (tile.queries, tile.keys))
             found[queries, keys] = True if tile.mask is None else tile.mask == 0
+            assert tile.mask is None or not (tile.mask == 0).all()
+            assert tile.mask is None or tile.mask.stride(0) % 16 == 0  # or it is copied at every use
             assert queries.stop - queries.start <= size
             assert keys.stop - keys.start <= size + 2 * reach
         first += run.tokens
     np.testing.assert_array_equal(found, seen_in(lengths, reach))
+
+
+@pytest.mark.parametrize("lengths", [[100] * 300, [2048] * 15])
+def test_tiles_need_no_tables_on_the_host(lengths: list[int]) -> None:
+    """Wrong if every pass on a device waits for masks that are made elsewhere, and takes a gigabyte there."""
+    batch = batch_of(lengths)
+    tracemalloc.start()  # which sees NumPy's memory, and none of PyTorch's
+    try:
+        runs = cut_runs(batch, 256, attention.QUERIES["cuda"], torch.float32)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    masks = [tile.mask for run in runs for tile in run.tiles if tile.mask is not None]
+    assert sum(mask.untyped_storage().nbytes() for mask in masks) < 4 * sum(lengths) * 1100
+
+
+def test_a_batchs_length_is_no_part_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if flex attention is compiled anew for every longest text."""
+    reaches: list[int] = []
+    monkeypatch.setitem(attention.WAYS, "flex", lambda batch, config, reach, dtype: reaches.append(reach))
+    for lengths in ([60, 3], [7]):
+        attention.prepare("flex", batch_of(lengths), SMALL, torch.float32)
+    assert sorted(reaches) == sorted([SMALL.reach, SMALL.context] * 2)
 
 
 @settings(max_examples=40)
@@ -123,13 +151,22 @@ def ragged_attention(
     return torch.cat(found)
 
 
+def equal_heads_attention(query: torch.Tensor, key: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+    """The same as PyTorch 2.11 has it: a key head for each query head."""
+    assert query.shape == key.shape
+    return ragged_attention(query, key, *given, **named, enable_gqa=True)
+
+
+@pytest.mark.parametrize("stand_in", [ragged_attention, equal_heads_attention])
 @pytest.mark.parametrize("lengths", [[60, 3, 1, 40, 33], [6, 3], [5, 2]])  # the second is the first with a window
-def test_varlen_is_asked_for_the_right_thing(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
+def test_varlen_is_asked_for_the_right_thing(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], stand_in: Callable[..., torch.Tensor]
+) -> None:
     """Wrong if the window, the scale or the texts' ends are told wrongly, or arguments are not the library's."""
     library = pytest.importorskip("torch.nn.attention.varlen")
     named = inspect.signature(library.varlen_attn).parameters
-    assert set(inspect.signature(ragged_attention).parameters) <= set(named)
-    monkeypatch.setattr(library, "varlen_attn", ragged_attention)
+    assert set(inspect.signature(ragged_attention).parameters) - {"enable_gqa"} <= set(named)
+    monkeypatch.setattr(library, "varlen_attn", stand_in)
     texts, plain = texts_of(SMALL, lengths), TorchEncoder(checkpoint_of(SMALL), "float32", None, device=CPU)
     expected = plain.encode(texts)
     plain.setup = plain.setup._replace(way="varlen")
@@ -141,6 +178,53 @@ class Elsewhere:
     """A device that is not there: what is computed for it is computed here."""
 
     type = "cuda"
+
+
+# One layer is what a kernel sees. The released window of 513 keys is the hardest to see one key more in.
+RELEASED = replace(Config(), layer_kinds=(FULL, SLIDING))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [SMALL, RELEASED], ids=["small", "released"])
+def test_a_window_of_one_key_too_many_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, config: Config, dtype: torch.dtype
+) -> None:
+    """Wrong if a kernel whose window is one off, forward or only backward, is used, or one that is right is not."""
+
+    def by_tiles(reach_off: int, gradients_alone: bool, tile: int) -> Callable[..., attention.Attend]:
+        def way(batch: Any, config: Config, reach: int, dtype: torch.dtype) -> attention.Attend:
+            if reach == config.context:
+                return attention.tiled(batch, config, reach, dtype)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(attention, "QUERIES", {"cpu": tile})
+                off = attention.tiled(batch, config, reach + reach_off, dtype)
+                right = attention.tiled(batch, config, reach, dtype)
+
+            def attend(*given: torch.Tensor) -> torch.Tensor:
+                found = off(*given)
+                return right(*given).detach() + (found - found.detach()) if gradients_alone else found
+
+            return attend
+
+        return way
+
+    for reach_off, gradients_alone, fault in (
+        (0, False, None),
+        (1, False, "its numbers are not those of the tiles"),
+        (-1, False, "its numbers are not those of the tiles"),
+        (1, True, "its gradients are not those of the tiles"),
+        (-1, True, "its gradients are not those of the tiles"),
+    ):
+        monkeypatch.setitem(attention.WAYS, "varlen", by_tiles(reach_off, gradients_alone, 96))
+        assert fault_of("varlen", config, CPU, dtype, True) == fault
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_way_is_tried_as_it_will_be_used(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    """Wrong if a model that first computes without gradients is held to the slow way ever after."""
+    monkeypatch.setitem(attention.WAYS, "varlen", attention.tiled)
+    with mode():
+        assert fault_of("varlen", SMALL, CPU, torch.float32, True) is None
 
 
 def test_a_way_that_is_wrong_or_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +257,7 @@ def test_a_wrong_gradient_counts_in_training_alone(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(attention.WAYS, "varlen", one_sided)
     assert fault_of("varlen", SMALL, CPU, torch.float32, False) is None
-    assert fault_of("varlen", SMALL, CPU, torch.float32, True) == "its numbers are not those of the tiles"
+    assert fault_of("varlen", SMALL, CPU, torch.float32, True) == "its gradients are not those of the tiles"
 
 
 def test_the_fastest_way_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +344,57 @@ def test_the_newer_interface_is_left_alone(restored: None) -> None:
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def in_two_threads(inside: Callable[[], AbstractContextManager[None]], look: Callable[[], object]) -> dict[str, object]:
+    """What there is to see in a thread after another has come and gone in a setting that this one is in, and later."""
+    seen: dict[str, object] = {}
+    entered, left = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with inside():
+            entered.set()
+            staying.wait(10)
+        seen["first, after"] = look()
+        left.set()
+
+    def second() -> None:
+        entered.wait(10)
+        with inside():
+            staying.set()
+            left.wait(10)
+            seen["second, inside"] = look()
+        seen["second, after"] = look()
+
+    staying = threading.Event()
+    threads = [threading.Thread(target=one) for one in (first, second)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(30)
+    seen["new thread"] = look()
+    return seen
+
+
+def test_threads_share_exact_products(restored: None) -> None:
+    """Wrong if one text's end takes exact products away from another thread's, or leaves them set for ever."""
+    torch.set_float32_matmul_precision("high")
+    seen = in_two_threads(exact_products, torch.get_float32_matmul_precision)
+    assert seen["second, inside"] == "highest"
+    assert seen["second, after"] == seen["new thread"] == "high"
+
+
+def test_threads_share_the_number_of_threads() -> None:
+    """Wrong if the number that one thread asks for stays behind in another, or in the process."""
+    before = torch.get_num_threads()
+    seen = in_two_threads(lambda: using_threads(before + 2), torch.get_num_threads)
+    assert seen["second, inside"] == before + 2
+    assert {value for place, value in seen.items() if place != "second, inside"} == {before}
+    fresh: list[int] = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert fresh == [before]
 
 
 def test_an_error_puts_settings_back(restored: None) -> None:

@@ -1,5 +1,6 @@
 """The PyTorch backend against the reference and the golden vectors: agreement, and being a backend."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from refembed_torch.backend import BACKEND, use_cuda
 from refembed_torch.encoder import TorchEncoder
 from refembed_torch.packing import passes
 from refembed_torch.precision import exact_products
-from support import SMALL, random_ids, write_checkpoint
-from torch_support import LENGTHS, checkpoint_of, configs, model_of, texts_of, widened
+from support import LENGTHS, SMALL, checkpoint_of, configs, random_ids, texts_of, widened, write_checkpoint
+from torch_support import model_of
 
 import refembed
 from refembed import backend
@@ -81,10 +82,7 @@ def test_vectors_are_the_references(
 @settings(max_examples=40)
 @given(config=configs(), lengths=LENGTHS, seed=some.integers(0, 99))
 def test_bfloat16_is_off_by_its_roundings(config: Config, lengths: list[int], seed: int) -> None:
-    """Wrong if bfloat16 loses more than its products must: norms, rotation, the stream or the head computed in it.
-
-    A product rounds its matrix, its input and its output; the reference on rounded matrices says what the first does.
-    """
+    """Wrong if bfloat16 loses far more at some shape than the rounding of its matrices alone does."""
     checkpoint = checkpoint_of(config, seed)
     exact = widened(checkpoint, np.float64)
     rounded = {name: torch.tensor(p).bfloat16().double().numpy() if p.ndim > 1 else p for name, p in exact.items()}
@@ -95,6 +93,49 @@ def test_bfloat16_is_off_by_its_roundings(config: Config, lengths: list[int], se
     spread = np.abs(np.stack([embed(ids, rounded, config) for ids in texts]) - expected).max()
     assert np.abs(found - expected).max() <= 0.01 + 4 * spread
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def rounded(x: Any) -> Any:
+    return torch.tensor(x).bfloat16().double().numpy()
+
+
+def with_rounded_products(texts: list[Any], exact: dict[str, Any], config: Config) -> np.ndarray:
+    """The reference in float64, except that the layers' products get and give numbers of bfloat16."""
+    import refembed.reference.attention as of_attention
+    import refembed.reference.layer as of_layer
+
+    parameters = {n: rounded(p) if n.startswith("layers.") and p.ndim == 2 else p for n, p in exact.items()}
+    linear, rotate, gelu = of_layer.linear, of_attention.rotate, of_layer.gelu
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (of_attention, of_layer):
+            patch.setattr(module, "linear", lambda x, weight: rounded(linear(rounded(x), weight)))
+        patch.setattr(of_attention, "rotate", lambda *given: rounded(rotate(*given)))
+        patch.setattr(of_layer, "gelu", lambda x: rounded(gelu(x)))
+        return np.stack([embed(ids, parameters, config) for ids in texts])
+
+
+def test_bfloat16_rounds_products_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if norms, rotation, the residual stream, pooling or the head are computed in bfloat16.
+
+    The library's attention rounds within in its own way, so an exact one stands in its place. A number at the very edge
+    may still be rounded to the other side, which moves a whole text: hence the median.
+    """
+    library = attention.by_library
+
+    def exactly(query: torch.Tensor, key: Any, value: Any, mask: Any, scale: float) -> torch.Tensor:
+        wide = [None if tensor is None else tensor.double() for tensor in (query, key, value, mask)]
+        return library(*wide, scale).to(query.dtype)
+
+    monkeypatch.setattr(attention, "by_library", exactly)
+    texts, off, spread = texts_of(SMALL, [60, 3, 17]), [], []
+    for seed in range(5):
+        checkpoint = checkpoint_of(SMALL, seed)
+        exact = widened(checkpoint, np.float64)
+        expected = with_rounded_products(texts, exact, SMALL)
+        found = TorchEncoder(checkpoint, "bfloat16", None, device=CPU).encode(texts)
+        off += list(np.abs(found - expected).max(1))
+        spread += list(np.abs(expected - np.stack([embed(ids, exact, SMALL) for ids in texts])).max(1))
+    assert np.median(off) <= 0.1 * np.median(spread)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -213,6 +254,48 @@ def test_why_not(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
     monkeypatch.setattr("refembed_torch.backend.find_spec", lambda name: None)
     with pytest.raises(refembed.RefembedError, match=r"refembed\[torch\]"):
         refembed.load(small_folder, backend="torch")
+
+
+def test_a_broken_torch_harms_no_other(tmp_path: Path) -> None:
+    """Wrong if a PyTorch that cannot be imported takes all backends with it on a machine with a driver."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.99: cannot open shared object file')")
+    code = """if True:
+        import refembed_torch.backend as torch_backend
+        from refembed import RefembedError, backend
+        torch_backend.DRIVERS = ("/",) if driver else ()
+        torch_backend.shutil.which = lambda name: None
+        print(backend.choose_backend(None)[0].name)
+        try:
+            backend.choose_backend("torch")[0].load(None, "float32", None)
+        except RefembedError as error:
+            print(error.id, error)
+    """
+    for driver in (True, False):
+        done = subprocess.run(
+            [sys.executable, "-c", f"driver = {driver}\n{code}"],
+            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        taken, said = done.stdout.splitlines()
+        assert taken in ("numba", "numpy")
+        assert said.startswith("backend-cannot-run")
+        assert "OSError: libcudart.so.99" in said
+
+
+def test_doctor_says_why_attention_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a machine with CUDA computes by a slow way, and nothing tells its owner so, or what to do."""
+    monkeypatch.setattr("refembed_torch.backend.use_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setitem(attention.WAYS, "varlen", failing)
+    trial = attention.trial
+    monkeypatch.setattr(attention, "trial", lambda way, config, device, *given: trial(way, SMALL, CPU, *given))
+    found = BACKEND.describe()
+    assert "attention in float32 by tiles" in found
+    assert "attention in bfloat16 by tiles (varlen: RuntimeError: no kernel image is available)" in found
 
 
 def test_settings_are_the_calls_own(small: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from refembed_torch import losses
 
 from refembed.conformance.losses import ALONE, verify_losses
 from refembed.conformance.suite import golden_folder
+from refembed.errors import RefembedError
 from refembed.reference import losses as reference
 
 SIDES = ("queries", "positives", "negatives")
@@ -120,6 +121,88 @@ def test_split_keeps_examples_together(hard: int) -> None:
     assert torch.equal(found.positives[:, 0], positives)
     assert found.negatives.shape == (4, hard, 1)
     assert torch.equal(found.negatives[..., 0], negatives.view(4, hard))
+
+
+SHAPES = {"queries": (3, 4), "positives": (3, 4), "negatives": (3, 2, 4)}
+
+
+def of_shapes(**other: tuple[int, ...]) -> losses.Batch:
+    return losses.Batch(*(torch.ones(shape) for shape in (SHAPES | other).values()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"queries": (3,)},
+        {"queries": (0, 4), "positives": (0, 4), "negatives": (0, 2, 4)},
+        {"positives": (1, 4)},
+        {"positives": (3, 1)},
+        {"negatives": (3, 4)},
+        {"negatives": (1, 2, 4)},
+        {"negatives": (3, 2, 1)},
+    ],
+)
+def test_sides_that_do_not_fit_are_refused(other: dict[str, tuple[int, ...]]) -> None:
+    """Wrong if one side is repeated in silence to fit another, and something else is trained than was meant."""
+    batch, mask = of_shapes(**other), torch.ones(3, 3, dtype=torch.bool)
+    for loss in (
+        lambda: losses.contrastive(batch, mask),
+        lambda: losses.spread_out(batch),
+        lambda: losses.embedding_matching(batch, batch),
+        lambda: losses.total(batch, mask, lengths=[2]),
+    ):
+        with pytest.raises(RefembedError, match=next(iter(other))) as caught:
+            loss()
+        assert caught.value.id == "loss-shape"
+
+
+@pytest.mark.parametrize(
+    ("other", "mapping", "named"),
+    [
+        ({"negatives": (3, 1, 4)}, None, "negatives"),
+        ({"negatives": (3, 0, 4)}, None, "negatives"),
+        ({"queries": (1, 4)}, None, "queries"),
+        ({"positives": (3, 1)}, None, "positives"),
+        ({"queries": (3, 1), "positives": (3, 1), "negatives": (3, 2, 1)}, None, "give a mapping"),
+        ({}, (4, 1), "mapping"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    other: dict[str, tuple[int, ...]], mapping: tuple[int, ...] | None, named: str
+) -> None:
+    """Wrong if a teacher without hard negatives, or of another width, is made to fit and distils something else."""
+    with pytest.raises(RefembedError, match=named):
+        losses.embedding_matching(of_shapes(), of_shapes(**other), None if mapping is None else torch.ones(mapping))
+
+
+def test_what_is_no_batch_is_refused() -> None:
+    """Wrong if a length counts the whole vector again, or vectors, masks or texts of another batch are taken."""
+    batch = of_shapes()
+    for call in (
+        lambda: losses.matryoshka(losses.spread_out, batch, [4, 5]),
+        lambda: losses.matryoshka(losses.spread_out, batch, [0]),
+        lambda: losses.total(batch, torch.ones(3, 3, dtype=torch.bool)),
+        lambda: losses.contrastive(batch, torch.ones(1, 1, dtype=torch.bool)),
+        lambda: losses.split(torch.ones(7, 4), 3),
+        lambda: losses.split(torch.ones(3, 4), 3),
+        lambda: losses.split(torch.ones(3, 4), 0),
+        lambda: losses.mask_of(["a", "b"], ["c"]),
+    ):
+        with pytest.raises(RefembedError) as caught:
+            call()
+        assert caught.value.id == "loss-shape"
+
+
+def test_mask_of_token_ids() -> None:
+    """Wrong if token ids in arrays, of any whole type, are compared number by number or by where they are kept."""
+    texts = [[2, 5, 1], [2, 5, 1], [2, 5], [1, 2, 5]]
+    expected = losses.mask_of([tuple(text) for text in texts], range(4))
+    arrays = [np.array(text, dtype) for text, dtype in zip(texts, (np.int64, np.int32) * 2, strict=True)]
+    for sides in (arrays, [torch.tensor(text) for text in texts]):
+        assert torch.equal(losses.mask_of(sides, range(4)), expected)
+    assert not expected[0, 1]
+    assert expected[0, 2]
+    assert expected[0, 3]
 
 
 class Port:

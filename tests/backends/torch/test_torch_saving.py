@@ -133,6 +133,25 @@ def test_nothing_is_left_of_a_failure(trained: TorchModel, tmp_path: Path, monke
     assert left_over(tmp_path) == []
 
 
+def test_a_tokenizer_of_more_pieces_is_refused(tmp_path: Path) -> None:
+    """Wrong if a folder is written that nothing can open, after hours of training."""
+    config = open_checkpoint(TWIN).config
+    model = random_model(replace(config, vocabulary=config.vocabulary - 1), device="cpu")
+    with pytest.raises(refembed.RefembedError) as caught:
+        save_model(model, tmp_path / "saved", tokenizer=TWIN)
+    assert caught.value.id == "tokenizer-vocabulary"
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int16])
+def test_types_that_nobody_reads_are_not_written(tmp_path: Path, dtype: type) -> None:
+    """Wrong if numbers of another type are labelled float32, so that other numbers are read."""
+    with pytest.raises(refembed.RefembedError, match=str(np.dtype(dtype))) as caught:
+        layout.write_tensors(tmp_path / "file", {"good": np.ones(3, np.float32), "bad": np.ones(3, dtype)})
+    assert caught.value.id == "tensor-dtype"
+    assert left_over(tmp_path) == []
+
+
 def test_nothing_is_overwritten(trained: TorchModel, tmp_path: Path) -> None:
     """Wrong if saving twice to one name mixes or loses a checkpoint."""
     (tmp_path / "saved").mkdir()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as some
 from refembed_torch import attention, losses
 from refembed_torch.model import load_model, random_model, trained_shapes
 from refembed_torch.training import training_step
-from support import SMALL, random_parameters
-from torch_support import LENGTHS, TWIN, configs, model_of, texts_of
+from support import LENGTHS, SMALL, configs, random_parameters, texts_of
+from torch_support import TWIN, model_of
 
 from refembed.checkpoint import open_checkpoint
+from refembed.errors import RefembedError
 from refembed.reference import POOLERS, Config, embed
 from refembed.reference.backward import embed_batch_gradients
 
@@ -120,6 +122,42 @@ def test_poolers_are_the_references(pooler: str, lengths: list[int], cut: int) -
     np.testing.assert_allclose(whole, expected, atol=1e-12)
     first = expected[:, :cut]
     np.testing.assert_allclose(short, first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("texts", "id", "index", "named"),
+    [
+        ([], "ids-invalid", None, "no texts"),
+        ([[2, 1], []], "ids-invalid", 1, "no token"),
+        ([[2, 1], [2, 160, 1]], "ids-invalid", 1, "token 160.*0 to 159.*tokenizer"),
+        ([[2, -1, 1]], "ids-invalid", 0, "token -1"),
+        ([[2, 1], [2] * 65], "text-too-long", 1, "65 tokens.*64"),
+        ([[[2, 1]]], "ids-invalid", 0, "shape \\(1, 2\\)"),
+        ([[2.0, 1.0]], "ids-invalid", 0, "float64"),
+    ],
+)
+def test_what_are_no_ids_is_refused(texts: list[Any], id: str, index: int | None, named: str) -> None:
+    """Wrong if a batch gives NaN, another text's row or a traceback, or on a device ends all work there."""
+    model = random_model(SMALL, device="cpu")
+    with pytest.raises(RefembedError, match=named) as caught:
+        model([np.array(text, None if text else np.int64) for text in texts])
+    assert (caught.value.id, caught.value.index) == (id, index)
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, SMALL.dimensions + 1])
+def test_dimensions_out_of_range_are_refused(dimensions: int) -> None:
+    """Wrong if -1 cuts one number off, 0 gives nothing, or more are asked for than there are and not given."""
+    with pytest.raises(RefembedError, match=f"{dimensions}.*1 to {SMALL.dimensions}") as caught:
+        random_model(SMALL, device="cpu").encode(texts_of(SMALL, [5]), dimensions)
+    assert caught.value.id == "option-dimensions"
+
+
+def test_why_a_way_was_taken_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if nobody can see why a training step is slow."""
+    monkeypatch.setattr("refembed_torch.model.choose_way", lambda *_: ("tiles", "varlen: no kernel"))
+    model = random_model(SMALL, device="cpu")
+    model(texts_of(SMALL, [5]))
+    assert (model.ways, model.why_ways) == ({model.device: "tiles"}, {model.device: "varlen: no kernel"})
 
 
 def test_parameters_have_the_checkpoints_names() -> None:
