@@ -365,7 +365,7 @@ def test_losses_are_another_trainers(tmp_path: Path) -> None:
 def test_losses_with_real_weights_are_another_trainers(tmp_path: Path, weights: Path, data: Path) -> None:
     """Wrong if fifty steps of the released model's training are not what sentence-transformers makes of them.
 
-    Six minutes on two cores, and 8 GB.
+    Five minutes on a busy two-core machine, and 10 GB.
     """
     file = data / "train" / "wordnet_gloss.jsonl.gz"
     chosen = pairs_settings(tmp_path, weights, file, 50, 1e-5, batch=8, held_out=10)

@@ -481,7 +481,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         tracemalloc.stop()
         return found
 
-    assert peak(6000) < 1.3 * peak(1500)
+    assert peak(3000) < 1.3 * peak(900)
 
 
 def test_table_of_tasks(data: Path) -> None:

@@ -310,6 +310,8 @@ def test_sentence_transformers_teacher(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     save_model(load_model(TWIN, device="cpu"), tmp_path / "model")
+    file = tmp_path / "model" / "config_sentence_transformers.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"default_prompt_name": "Clustering"}))  # not to be added
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu", local_files_only=True)
     batches = batches_of(tmp_path)
     batch = batches(0)

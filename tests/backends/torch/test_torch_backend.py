@@ -271,10 +271,11 @@ def test_a_broken_torch_harms_no_other(tmp_path: Path) -> None:
         except RefembedError as error:
             print(error.id, error)
     """
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     for driver in (True, False):
         done = subprocess.run(
             [sys.executable, "-c", f"driver = {driver}\n{code}"],
-            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         taken, said = done.stdout.splitlines()
         assert taken in ("numba", "numpy")
