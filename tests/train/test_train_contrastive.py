@@ -384,7 +384,7 @@ def test_finetuning_real_weights_improves_held_out_retrieval(tmp_path: Path, wei
         tmp_path, weights, file,
         run={"steps": 30, "measure_every": 0},
         data={"batch": 16, "held_out": 200},
-        optimizer={"learning_rate": 2e-5},
+        optimizer={"learning_rate": 2e-6},  # ten times as much makes both figures worse, with batches so small
         loss={"lengths": [768, 512, 256, 128], "temperature": 0.02},
         chunk=1024,
     )  # fmt: skip

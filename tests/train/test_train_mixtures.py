@@ -150,6 +150,28 @@ def test_more_trials_go_on(tmp_path: Path) -> None:
         search(START, concave, tmp_path, settings, 3, "another")
 
 
+def test_weights_of_scored_trials_go(tmp_path: Path) -> None:
+    """If this failed, every trial would leave gigabytes behind, also where a kill came between score and removal; or
+    the trial that is under way would lose its state.
+    """
+    settings = SearchSettings(trials=0, grid=0, dirichlet=2)
+    states = [tmp_path / f"trials/{number:04d}/state" for number in range(3)]
+    found: list[list[bool]] = []
+
+    def objective(shares: dict[str, float], folder: Path) -> float:
+        found.append([place.exists() for place in states])
+        (folder / "model").mkdir(parents=True)
+        (folder / "log.jsonl").touch()
+        return 0.0
+
+    search(START, objective, tmp_path, replace(settings, dirichlet=1), 3, "mark")
+    for number in (0, 2):  # the first killed after its score was kept, the last before
+        states[number].mkdir(parents=True)
+    search(START, objective, tmp_path, settings, 3, "mark")
+    assert found == [[False, False, False], [False, False, False], [False, False, True]]
+    assert sorted(place.name for place in tmp_path.glob("trials/*/*")) == ["log.jsonl"] * 3
+
+
 def test_a_mixture_that_diverges(tmp_path: Path) -> None:
     """If this failed, one mixture with which training breaks would end the search; other faults must."""
 

@@ -311,19 +311,19 @@ def test_sentence_transformers_teacher(tmp_path: Path) -> None:
 
     save_model(load_model(TWIN, device="cpu"), tmp_path / "model")
     file = tmp_path / "model" / "config_sentence_transformers.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"default_prompt_name": "Clustering"}))  # not to be added
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"default_prompt_name": "clustering"}))  # not to be added
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu", local_files_only=True)
+    ours = refembed.load(tmp_path / "model", backend="numpy")
     batches = batches_of(tmp_path)
     batch = batches(0)
     asked, answers = [example.query for example in batch.examples], [example.positive for example in batch.examples]
     titles = [example.positive_title for example in batch.examples]
     own = [f"{title}\n{text}" if title else text for title, text in zip(titles, answers, strict=True)]
-    ours = [f"title: {title or 'none'} | text: {text}" for title, text in zip(titles, answers, strict=True)]
     expected = {
         "own": (model.encode_query(asked), model.encode_document(own)),
         "refembed": (
-            model.encode([f"task: question answering | query: {text}" for text in asked], prompt=""),
-            model.encode(ours, prompt=""),
+            ours.encode(asked, task="question answering"),
+            ours.encode_document(answers, titles=[title or None for title in titles]),
         ),
     }
     for prompts, (queries, positives) in expected.items():

@@ -180,7 +180,7 @@ class Elsewhere:
     type = "cuda"
 
 
-# One layer is what a kernel sees. The released window of 513 keys is the hardest to see one key more in.
+# The released window of 513 keys is the hardest to see one key more in.
 RELEASED = replace(Config(), layer_kinds=(FULL, SLIDING))
 
 

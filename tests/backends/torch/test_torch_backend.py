@@ -1,5 +1,6 @@
 """The PyTorch backend against the reference and the golden vectors: agreement, and being a backend."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -343,7 +344,10 @@ def test_twin_conforms_on_the_device(device: torch.device, precision: str, capsy
 
 @pytest.mark.parametrize("compiling", [False, True])
 def test_released_shape_on_the_device(device: torch.device, compiling: bool) -> None:
-    """Wrong if a head of 256, a window of 513 keys or ragged lengths are too much for a kernel, or TF32 is used."""
+    """Wrong if a head of 256, a window of 513 keys or ragged lengths are too much for a kernel, or TF32 is used.
+
+    A short text alone comes last: flex attention takes another kernel for fewer than 128 queries.
+    """
     config = replace(Config(), vocabulary=160, layer_kinds=(SLIDING, FULL, SLIDING))
     checkpoint = checkpoint_of(config)
     exact, single = widened(checkpoint, np.float64), widened(checkpoint, np.float32)
@@ -353,11 +357,14 @@ def test_released_shape_on_the_device(device: torch.device, compiling: bool) -> 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")  # as many users have it
     try:
-        found = TorchEncoder(checkpoint, "float32", None, device=device, compiling=compiling).encode(texts)
+        single_encoder = TorchEncoder(checkpoint, "float32", None, device=device, compiling=compiling)
+        found = np.concatenate([single_encoder.encode(texts), single_encoder.encode(texts[:1])])
     finally:
         torch.set_float32_matmul_precision(before)
+    expected = np.concatenate([expected, expected[:1]])
     assert np.abs(found - expected).max() <= 1e-6 + 4 * spread
-    coarse = TorchEncoder(checkpoint, "bfloat16", None, device=device, compiling=compiling).encode(texts)
+    encoder = TorchEncoder(checkpoint, "bfloat16", None, device=device, compiling=compiling)
+    coarse = np.concatenate([encoder.encode(texts), encoder.encode(texts[:1])])
     assert (coarse * expected).sum(1).min() >= 0.999
 
 
@@ -378,4 +385,13 @@ def test_gradients_on_the_device(device: torch.device, precision: str) -> None:
             found = model.get_parameter(name).grad.double().cpu().numpy()
             cosine = (found * gradient).sum() / np.linalg.norm(found) / np.linalg.norm(gradient)
             assert cosine > (1 - 1e-8 if precision == "float32" else 0.99), name
-        assert set(model.ways.values()) == {"tiles" if precision == "float32" else "varlen"}
+        assert set(model.ways.values()) == {"varlen" if precision == "bfloat16" and has_varlen() else "tiles"}
+
+
+def has_varlen() -> bool:
+    """Whether this PyTorch has flash attention with windows for texts of any lengths: since 2.11."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in inspect.signature(varlen_attn).parameters

@@ -46,7 +46,7 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
     name=some.sampled_from(NAMES),
     rows=some.integers(1, 5),
     blocks=some.integers(1, 3),
-    exponent=some.integers(-30, 18),  # to beyond float16's subnormals, and near its largest number times 7
+    exponent=some.integers(-30, 16),  # scales from float16's subnormals to near its largest number, never beyond
     dtype=some.sampled_from([np.float32, np.float64]),
     seed=some.integers(0, 999),
 )
