@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from refembed_torch.train import mixtures
 from refembed_torch.train.config import read
 from refembed_torch.train.contrastive import FinetuneSettings
+from refembed_torch.train.data import mixed
 from refembed_torch.train.mixtures import (
     MixturesSettings,
     SearchSettings,
@@ -25,7 +26,6 @@ from refembed_torch.train.mixtures import (
     run_mixtures,
     search,
     to_cube,
-    with_expert,
 )
 from train_support import write_rows
 
@@ -239,9 +239,8 @@ def test_its_product(tmp_path: Path) -> None:
     assert result["score"] == {"start": pytest.approx(1 / 3 - 1 / 9), "best": 1.0}
     assert run(settings, objective) == result
     assert len(seen) == result["trials"]
-    again = with_expert(settings.data, tmp_path / "out/mixtures.json", 0)
+    again = mixed(replace(settings.data, mixture=tmp_path / "out/mixtures.json"))
     assert [one.rate for one in again.set] == [0, 1, 0]
-    assert replace(again, set=settings.data.set) == settings.data
 
 
 def test_groups_have_rates(tmp_path: Path) -> None:
@@ -262,29 +261,13 @@ def test_groups_have_rates(tmp_path: Path) -> None:
         ({"search": {"by": "language"}}, r"search\.by is 'language', one of set, group"),
         ({"data": {"set": [{"file": "a.jsonl"}, {"file": "b.jsonl"}], "even": True}}, r"data\.even"),
         ({"data": {"set": [{"file": "a.jsonl"}, {"file": "b.jsonl"}]}, "search": {"by": "group"}}, "has no group"),
+        ({"data": {"set": [{"file": "a.jsonl"}, {"file": "b.jsonl"}], "mixture": "m.json"}}, r"data\.mixture gives"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(tmp_path: Path, others: dict[str, Any], match: str) -> None:
     """If this failed, hours of runs would be spent on a search that finds nothing."""
     with pytest.raises(RefembedError, match=rf"mixtures\.toml: .*{match}"):
         settings_of(tmp_path, **others)
-
-
-@pytest.mark.parametrize(
-    ("text", "expert", "match"),
-    [
-        (None, 0, "has no mixture 0: FileNotFound"),
-        ("[]", 0, "has no mixture 0: IndexError"),
-        ('{"a": 1}', 0, "has no mixture 0: KeyError"),
-        ('[{"rates": {"a": 1, "b": 0, "z": 1}}]', 0, "do not name the same sets: c, z"),
-    ],
-)
-def test_mixtures_of_something_else(tmp_path: Path, text: str | None, expert: int, match: str) -> None:
-    """If this failed, a model would be finetuned on another mixture than its file says."""
-    if text is not None:
-        (tmp_path / "mixtures.json").write_text(text)
-    with pytest.raises(RefembedError, match=match):
-        with_expert(settings_of(tmp_path).data, tmp_path / "mixtures.json", expert)
 
 
 def small_table(tmp_path: Path, folder: Path, **others: Any) -> dict[str, Any]:

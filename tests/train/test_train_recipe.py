@@ -1,6 +1,7 @@
 """Recipes: stages in order, each on what earlier ones made, and only what is needed runs again."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_a_wrong_recipe_is_named(tmp_path, ran, changed, said):
     with pytest.raises(RefembedError, match=said) as caught:
         recipe.run_recipe(table, tmp_path / "recipe.toml")
     assert caught.value.id == "train-recipe"
+
+
+@pytest.mark.parametrize("name", ["torch", "matplotlib"])
+def test_a_library_that_is_not_there(tmp_path, monkeypatch, name):
+    """If this failed, a light install would answer `refembed train` with a traceback."""
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RefembedError, match=rf"training needs {name}.*pip install") as caught:
+        command.check_libraries()
+    assert caught.value.id == "train-missing"
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):

@@ -110,24 +110,24 @@ def read(kind: type[Settings], table: Mapping[str, Any], file: Path, where: str 
     where    the table's own name, for errors
     """
     if not isinstance(table, Mapping):
-        raise bad(file, where, f"is {shown(table)}, a table needed")
+        raise wrong(file, where, f"is {shown(table)}, a table needed")
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             known = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
-            raise bad(file, joined(where, key), f"is not a key of this table; {known}")
+            raise wrong(file, joined(where, key), f"is not a key of this table; {known}")
     for name, field in fields.items():
         if name not in table and field.default is field.default_factory is dataclasses.MISSING:
-            raise bad(file, joined(where, name), "is missing")
+            raise wrong(file, joined(where, name), "is missing")
     values = {key: value_of(hints[key], value, file, joined(where, key)) for key, value in table.items()}
     try:
         return kind(**values)
     except RefembedError:
         raise
     except ValueError as error:
-        raise bad(file, where, str(error)) from error
+        raise wrong(file, where, str(error)) from error
 
 
 def value_of(hint: Any, value: Any, file: Path, where: str) -> Any:
@@ -139,20 +139,20 @@ def value_of(hint: Any, value: Any, file: Path, where: str) -> Any:
         return value_of(next(part for part in inner if part is not type(None)), value, file, where)
     if origin is Literal:
         if value not in inner:
-            raise bad(file, where, f"is {shown(value)}, one of {', '.join(map(str, inner))} needed")
+            raise wrong(file, where, f"is {shown(value)}, one of {', '.join(map(str, inner))} needed")
         return value
     if origin is tuple:
         return tuple_of(inner, value, file, where)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise bad(file, where, f"is {shown(value)}, a table needed")
+            raise wrong(file, where, f"is {shown(value)}, a table needed")
         return {key: value_of(inner[1], item, file, joined(where, key)) for key, item in value.items()}
     if hint is Path and isinstance(value, str):
         return path_of(value, file, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
-        raise bad(file, where, f"is {shown(value)}, {WORDS.get(hint, hint)} needed")
+        raise wrong(file, where, f"is {shown(value)}, {WORDS.get(hint, hint)} needed")
     return value
 
 
@@ -160,16 +160,16 @@ def path_of(value: str, file: Path, where: str) -> Path:
     """A path from the TOML file's folder, with ~ and $NAME, a variable of the environment, in it."""
     found = os.path.expandvars(value)
     if "$" in found:
-        raise bad(file, where, f"is {value!r}, and the environment has no such variable")
+        raise wrong(file, where, f"is {value!r}, and the environment has no such variable")
     return file.parent / Path(found).expanduser()
 
 
 def tuple_of(inner: tuple[Any, ...], value: Any, file: Path, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise bad(file, where, f"is {shown(value)}, an array needed")
+        raise wrong(file, where, f"is {shown(value)}, an array needed")
     kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
     if len(value) != len(kinds):
-        raise bad(file, where, f"has {len(value)} values, {len(kinds)} needed")
+        raise wrong(file, where, f"has {len(value)} values, {len(kinds)} needed")
     return tuple(
         value_of(kind, item, file, f"{where}[{index}]")
         for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
@@ -187,7 +187,7 @@ def shown(value: object) -> str:
     return "a table" if isinstance(value, Mapping) else repr(value)
 
 
-def bad(file: Path, where: str, what: str) -> RefembedError:
+def wrong(file: Path, where: str, what: str) -> RefembedError:
     return RefembedError("train-config", f"{file}: {where or 'the whole'} {what}")
 
 

@@ -90,6 +90,8 @@ class MixturesSettings(FinetuneSettings):
         super().__post_init__()
         if self.data.even:
             raise ValueError("data.even gives every group the same share; a search for shares needs it off")
+        if self.data.mixture:
+            raise ValueError("data.mixture gives the rates that are searched for; leave it out")
         if self.search.by == "group" and not all(one.group for one in self.data.set):
             raise ValueError("search.by is group, and a set has no group; say it for each")
         names = list(start_of(self))
@@ -204,27 +206,6 @@ def rates_of(settings: MixturesSettings, shares: Mapping[str, float]) -> dict[st
 def with_rates(data: DataSettings, rates: Mapping[str, float]) -> DataSettings:
     """The same sets at other rates, by their names."""
     return replace(data, set=tuple(replace(one, rate=rates[one.name]) for one in data.set))
-
-
-def with_expert(data: DataSettings, file: Path, expert: int) -> DataSettings:
-    """The same sets at the rates of a mixture that a search found.
-
-    file     its mixtures.json
-    expert   which of them, from 0, the best
-
-    Raises RefembedError where the file has no such mixture, or not of these sets.
-    """
-    try:
-        found = json.loads(file.read_bytes())
-        rates = {name: float(rate) for name, rate in found[expert]["rates"].items()}
-    except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise RefembedError("train-config", f"{file} has no mixture {expert}: {error!r}") from error
-    missing = {one.name for one in data.set} ^ set(rates)
-    if missing:
-        raise RefembedError(
-            "train-config", f"{file} and data.set do not name the same sets: {', '.join(sorted(missing))}"
-        )
-    return with_rates(data, rates)
 
 
 def score_of(settings: MixturesSettings, rates: dict[str, float], folder: Path) -> float:
