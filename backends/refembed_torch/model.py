@@ -1,6 +1,6 @@
 """The model as a PyTorch module, for training: its parameters have the checkpoint's own names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,50 @@ from .parameters import StoredParameters, best_device, float_type
 from .quantization import check_form, fake_quantized, fake_quantized_rows
 
 
-class TorchModel(nn.Module):
+class Trained(nn.Module):
+    """What a model to be trained has: parameters in float32, whatever they are computed in, and a way of attention.
+
+    shapes     of the parameters by dotted names
+    why_ways   what kept faster ways of attention from being taken, by device
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shapes: Mapping[str, tuple[int, ...]],
+        precision: str = "float32",
+        checkpointing: bool = False,
+        compiling: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.precision, self.dtype = config, precision, float_type(precision)
+        self.checkpointing, self.compiling = checkpointing, compiling
+        self.ways: dict[torch.device, str] = {}
+        self.why_ways: dict[torch.device, str] = {}
+        for name, shape in shapes.items():
+            *path, last = name.split(".")
+            owner: nn.Module = self
+            for step in path:
+                if step not in owner._modules:
+                    owner.add_module(step, nn.Module())
+                owner = owner.get_submodule(step)
+            owner.register_parameter(last, nn.Parameter(torch.empty(shape)))
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_parameter(TABLE).device
+
+    def setup(self) -> Setup:
+        """How it is computed on its device; the first time, every way of attention is tried there."""
+        device = self.device
+        if device not in self.ways:
+            found = choose_way(self.config, device, self.dtype, self.compiling, True)
+            self.ways[device], self.why_ways[device] = found
+        engine = compiled_engine() if self.compiling else PLAIN
+        return Setup(self.config, self.dtype, self.ways[device], engine, self.checkpointing)
+
+
+class TorchModel(Trained):
     """Token ids to raw vectors, (texts, dimensions) as the dense head gives them.
 
     Parameters are kept in float32, whatever they are computed in: an optimizer's small steps would be lost in bfloat16.
@@ -42,26 +85,10 @@ class TorchModel(nn.Module):
         quantization: str | None = None,
         source: Path | None = None,
     ) -> None:
-        super().__init__()
         if quantization:
             check_form(quantization, trained_shapes(config))
-        self.config, self.precision, self.source = config, precision, source
-        self.quantization = quantization
-        self.dtype, self.compiling, self.checkpointing = float_type(precision), compiling, checkpointing
-        for name, shape in trained_shapes(config).items():
-            *path, last = name.split(".")
-            owner: nn.Module = self
-            for step in path:
-                if step not in owner._modules:
-                    owner.add_module(step, nn.Module())
-                owner = owner.get_submodule(step)
-            owner.register_parameter(last, nn.Parameter(torch.empty(shape)))
-        self.ways: dict[torch.device, str] = {}
-        self.why_ways: dict[torch.device, str] = {}
-
-    @property
-    def device(self) -> torch.device:
-        return self.get_parameter(TABLE).device
+        super().__init__(config, trained_shapes(config), precision, checkpointing, compiling)
+        self.source, self.quantization = source, quantization
 
     def forward(self, texts: Sequence[NDArray[Any] | Tensor]) -> Tensor:
         """Raw vectors (texts, dimensions) of id arrays (tokens_i,), which the losses normalise themselves.
@@ -69,13 +96,7 @@ class TorchModel(nn.Module):
         Raises RefembedError where an array is empty, longer than the context, or holds no ids of this model.
         """
         check_texts(texts, self.config)
-        device = self.device
-        if device not in self.ways:
-            found = choose_way(self.config, device, self.dtype, self.compiling, True)
-            self.ways[device], self.why_ways[device] = found
-        engine = compiled_engine() if self.compiling else PLAIN
-        setup = Setup(self.config, self.dtype, self.ways[device], engine, self.checkpointing)
-        return embed(pack(texts, device), self.weights(), setup)
+        return embed(pack(texts, self.device), self.weights(), self.setup())
 
     def weights(self) -> Weights:
         """The parameters, ready to compute with. Of the table only the rows that a batch takes are rounded."""

@@ -1,11 +1,15 @@
 """A trained module as a checkpoint folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from refembed.checkpoint import open_checkpoint
 from refembed.errors import RefembedError
+from refembed.stored import all_finite
 
 from .layout import BFLOAT16, write_checkpoint
 from .model import TorchModel
@@ -28,11 +32,14 @@ def save_model(
         raise RefembedError(
             "folder-missing", "the model was not loaded from a folder; name one whose tokenizer it uses"
         )
-    dtype = float_type(precision)
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().to("cpu", dtype)
-        if not values.isfinite().all():
-            raise RefembedError("tensor-not-finite", f"{name} holds NaN or infinity; nothing was written to {folder}")
-        tensors[name] = values.view(torch.int16).numpy().view(BFLOAT16) if precision == "bfloat16" else values.numpy()
+    tensors = {name: storable(name, parameter, precision) for name, parameter in model.named_parameters()}
     write_checkpoint(Path(folder), model.config, tensors, source, open_checkpoint(source).prompts)
+
+
+def storable(name: str, tensor: Tensor, precision: str) -> NDArray[Any]:
+    """A parameter as layout.write_tensors takes it. Raises RefembedError where a number is not finite."""
+    values = tensor.detach().to("cpu", float_type(precision))
+    array: NDArray[Any] = values.view(torch.int16).numpy().view(BFLOAT16) if precision == "bfloat16" else values.numpy()
+    if not (all_finite(array) if precision == "float32" else bool(values.isfinite().all())):
+        raise RefembedError("tensor-not-finite", f"{name} holds NaN or infinity; nothing was written")
+    return array

@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from refembed_torch.train import mixtures
 from refembed_torch.train.config import read
 from refembed_torch.train.contrastive import FinetuneSettings
+from refembed_torch.train.contrastive import run as run_contrastive
 from refembed_torch.train.data import mixed
 from refembed_torch.train.mixtures import (
     MixturesSettings,
@@ -311,7 +312,7 @@ def test_each_trial_is_a_finetuning(trained: Callable[..., dict[str, Any]], tmp_
     own = {key: value for key, value in table.items() if key != "search"}
     own["run"] = own["run"] | {"out": str(tmp_path / "alone")}
     own["data"]["set"][1]["rate"] = 0.0
-    alone = mixtures.contrastive.run(read(FinetuneSettings, own, tmp_path / "finetune.toml"))
+    alone = run_contrastive(read(FinetuneSettings, own, tmp_path / "finetune.toml"))
     assert -alone["held_out"]["after"]["loss"] == lines[2]["score"]
 
 

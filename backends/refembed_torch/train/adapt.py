@@ -5,6 +5,7 @@ adapt      a decoder's folder -> encoder and decoder by copying -> UL2 -> the en
            matrices are fresh (spec/13-adaptation.md)
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,14 +24,16 @@ from refembed.reference.ul2 import DENOISERS, MODES, SENTINELS, choose, denoise,
 from refembed.tokenizer import Tokenizer
 
 from ..layout import write_checkpoint
+from ..model import Trained
 from ..packing import passes
 from ..precision import exact_products
+from ..saving import storable
 from .chance import generator
 from .config import Model, Optimizer, Run, at_least, plain, read
 from .data import IntArray
-from .decoder import CausalModel, EncoderDecoder, Trained, fill, fresh
+from .decoder import CausalModel, EncoderDecoder, fill, fresh
 from .distributed import gather_rows, parallel, syncing, wait_for_all, whole, world
-from .gemma_folder import GemmaFolder, causal_shapes, encoder_config, open_gemma, storable, write_gemma
+from .gemma_folder import GemmaFolder, causal_shapes, encoder_config, open_gemma, write_gemma
 from .loop import Stage, alone, conclude, fingerprint, finished, train
 from .raw_text import RawText, TextSettings
 from .vocabulary import train_tokenizer
@@ -161,7 +164,7 @@ class Row(NamedTuple):
     targets: int
 
 
-class LanguageStage:
+class LanguageStage(ABC):
     """What both stages share: raw text to the gradient of the mean cross-entropy of all target tokens of a step."""
 
     def __init__(self, module: Trained, tokenizer: Tokenizer, text: TextSettings, run: Run) -> None:
@@ -176,9 +179,9 @@ class LanguageStage:
         self.texts = RawText(text, run.seed)
         self.measured = self.rows(self.texts.held_out(), "held out")
 
+    @abstractmethod
     def rows_of(self, ids: IntArray, *place: int | str) -> list[Row]:
         """A paragraph's rows. ids: without BOS and EOS; place: of its chance."""
-        raise NotImplementedError
 
     def rows(self, texts: Sequence[str], *place: int | str) -> list[Row]:
         """All rows of these paragraphs; one that spells a token without a vector has none."""

@@ -113,10 +113,11 @@ def run(settings: FinetuneSettings) -> dict[str, Any]:
 class Contrastive:
     """The stage, as loop.Stage describes it.
 
+    teacher_folder   where the teacher's vectors are kept, for runs that share them; the run's own
     module   the model, and where a teacher's vectors are of another width the mapping to it, which is trained with it
     """
 
-    def __init__(self, settings: FinetuneSettings) -> None:
+    def __init__(self, settings: FinetuneSettings, teacher_folder: Path | None = None) -> None:
         check_libraries()  # before hours of training, after which held-out figures would fail
         self.settings = settings
         self.model = starting_model(settings)
@@ -128,7 +129,7 @@ class Contrastive:
             )
         tokenize = Tokenizer(settings.model.folder / TOKENIZER, self.model.config)
         self.batches = Batches(settings.data, settings.run.seed, tokenize)
-        kept = settings.run.out / "teacher"
+        kept = teacher_folder or settings.run.out / "teacher"
         self.teacher = open_teacher(settings.teacher, self.batches, kept) if settings.teacher else None
         mapping = self.mapping_to(self.teacher.width) if self.teacher else None
         self.module: nn.Module = nn.ModuleDict({"model": self.model} | ({"mapping": mapping} if mapping else {}))

@@ -19,10 +19,10 @@ from refembed.checkpoint import TABLE
 from refembed.reference import FULL, Config
 from refembed.reference.decoder import origins
 
-from ..attention import BLOCK, QUERIES, Attend, Tile, by_library, choose_way, each_for, mask_of
-from ..forward import PLAIN, Setup, Weights, compiled_engine, embed_tokens, encode_tokens, gather, normed, wide
-from ..packing import Batch, pack, turns
-from ..parameters import float_type
+from ..attention import BLOCK, QUERIES, Attend, Tile, by_library, each_for, mask_of
+from ..forward import Setup, Weights, embed_tokens, encode_tokens, gather, normed, wide
+from ..model import Trained
+from ..packing import Batch, check_texts, pack, turns
 from ..products import product
 from .chance import generator
 from .gemma_folder import causal_shapes
@@ -52,18 +52,6 @@ def fill(module: nn.Module, source: Callable[[str], Tensor]) -> None:
     """Give every parameter its first value, one after the other: the whole is never in memory twice."""
     for name, parameter in module.named_parameters():
         parameter.copy_(source(name))
-
-
-def hold(owner: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give a module parameters of these dotted names."""
-    for name, shape in shapes.items():
-        *path, last = name.split(".")
-        place = owner
-        for step in path:
-            if step not in place._modules:
-                place.add_module(step, nn.Module())
-            place = place.get_submodule(step)
-        place.register_parameter(last, nn.Parameter(torch.empty(shape)))
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
@@ -316,30 +304,6 @@ def product_in(dtype: torch.dtype, x: Tensor, weight: Tensor) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------------------------------- modules
-class Trained(nn.Module):
-    """What both models share: parameters in float32, whatever they are computed in."""
-
-    def __init__(
-        self,
-        config: Config,
-        shapes: Mapping[str, tuple[int, ...]],
-        precision: str = "float32",
-        checkpointing: bool = False,
-        compiling: bool = False,
-    ) -> None:
-        super().__init__()
-        self.config, self.dtype = config, float_type(precision)
-        self.checkpointing, self.compiling = checkpointing, compiling
-        hold(self, shapes)
-        self.ways: dict[torch.device, str] = {}
-
-    def setup(self, device: torch.device) -> Setup:
-        if device not in self.ways:
-            self.ways[device], _ = choose_way(self.config, device, self.dtype, self.compiling, True)
-        engine = compiled_engine() if self.compiling else PLAIN
-        return Setup(self.config, self.dtype, self.ways[device], engine, self.checkpointing)
-
-
 class CausalModel(Trained):
     """A decoder-only Gemma 3."""
 
@@ -348,10 +312,11 @@ class CausalModel(Trained):
 
     def states(self, texts: Texts) -> Tensor:
         """After the last norm, (tokens, width), of id arrays (tokens_i,)."""
+        check_texts(texts, self.config)
         parameters = dict(self.named_parameters())
         device = parameters[TABLE].device
         weights = weights_of(parameters, self.config, self.dtype)
-        return decode_tokens(pack(texts, device), weights, self.setup(device))
+        return decode_tokens(pack(texts, device), weights, self.setup())
 
     def forward(self, texts: Texts) -> Tensor:
         """The sum of the cross-entropies of each token after the first, given those before it: a number.
@@ -375,9 +340,11 @@ class EncoderDecoder(Trained):
         sources   what the encoder reads, id arrays
         inputs    what the decoder reads, one for each source
         """
+        for texts in (sources, inputs):
+            check_texts(texts, self.config)
         parameters = dict(self.named_parameters())
         device, config = parameters[TABLE].device, self.config
-        setup = self.setup(device)
+        setup = self.setup()
         source, target = pack(sources, device), pack(inputs, device)
         encoder = weights_of({k: v for k, v in parameters.items() if not k.startswith(PREFIX)}, config, self.dtype)
         size = QUERIES.get(device.type, BLOCK)

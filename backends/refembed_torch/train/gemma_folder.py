@@ -8,11 +8,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from refembed.checkpoint import TABLE, WEIGHTS, refuse_other_weights
@@ -30,10 +28,10 @@ from refembed.config_file import (
 )
 from refembed.errors import RefembedError
 from refembed.reference import Config, parameter_shapes
-from refembed.stored import StoredTensor, all_finite, open_tensors
+from refembed.stored import StoredTensor, open_tensors
 
-from ..layout import BFLOAT16, TOKENIZER_FILES, config_json, whole_folder, write_tensors
-from ..parameters import float_type
+from ..layout import TOKENIZER_FILES, config_json, whole_folder, write_tensors
+from ..saving import storable
 
 INDEX = f"{WEIGHTS}.index.json"
 MODEL, HEAD = (
@@ -203,15 +201,6 @@ def write_gemma(
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, place / name)
         write_tensors(place / WEIGHTS, stored)
-
-
-def storable(name: str, tensor: Tensor, precision: str) -> NDArray[Any]:
-    """A parameter as layout.write_tensors takes it. Raises RefembedError where a number is not finite."""
-    values = tensor.detach().to("cpu", float_type(precision))
-    array: NDArray[Any] = values.view(torch.int16).numpy().view(BFLOAT16) if precision == "bfloat16" else values.numpy()
-    if not (all_finite(array) if precision == "float32" else bool(values.isfinite().all())):
-        raise RefembedError("tensor-not-finite", f"{name} holds NaN or infinity; nothing was written")
-    return array
 
 
 def encoder_config(config: Config, dense: int, dimensions: int, context: int) -> Config:

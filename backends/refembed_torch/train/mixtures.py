@@ -23,13 +23,12 @@ from refembed.evaluation.tasks import MEAN, Choice, evaluate
 from refembed.evaluation.vectors import CONTEXT, TextEncoder
 from refembed.output import whole_file
 
-from . import contrastive
 from .chance import generator
 from .config import at_least, plain, read
-from .contrastive import FinetuneSettings
+from .contrastive import Contrastive, FinetuneSettings
 from .data import DataSettings
 from .distributed import gather_rows, wait_for_all, world
-from .loop import FREE, PRODUCT, RESULT, alone, finished
+from .loop import FREE, PRODUCT, RESULT, alone, finished, train
 
 MIXTURES, TRIALS, FOLDERS, STATES = "mixtures.json", "trials.jsonl", "trials", "state"
 LARGEST_GRID = 64  # runs
@@ -212,7 +211,8 @@ def score_of(settings: MixturesSettings, rates: dict[str, float], folder: Path) 
     """Finetune with these rates in a folder, and score the model."""
     common = {one.name: getattr(settings, one.name) for one in fields(FinetuneSettings)}
     common |= {"run": replace(settings.run, out=folder, keep=1), "data": with_rates(settings.data, rates)}
-    result = contrastive.run(FinetuneSettings(**common))
+    one = FinetuneSettings(**common)
+    result = train(Contrastive(one, settings.run.out / "teacher"), one)  # trials share the teacher's vectors
     if settings.evaluate:
         return float(np.mean([evaluated(folder / PRODUCT, one) for one in settings.evaluate]))
     return held_out_score(result["held_out"]["after"], settings.search.score)
