@@ -316,6 +316,15 @@ def test_each_trial_is_a_finetuning(trained: Callable[..., dict[str, Any]], tmp_
     assert -alone["held_out"]["after"]["loss"] == lines[2]["score"]
 
 
+def test_trials_share_the_teachers_vectors(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path, small_folder: Path
+) -> None:
+    """If this failed, a large teacher would embed the same texts anew in every trial."""
+    trained(teacher={"kind": "refembed", "folder": str(small_folder), "backend": "numpy"})
+    assert list((tmp_path / "out/teacher").iterdir())
+    assert not list((tmp_path / "out/trials").glob("*/teacher"))
+
+
 def test_scores_of_evaluation_sets(trained: Callable[..., dict[str, Any]], tmp_path: Path, small_folder: Path) -> None:
     """Wrong if a trial's score is not what `refembed evaluate` gives its model: the start's, at a rate of 0."""
     import refembed
