@@ -14,7 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import RefembedError, printable
-from ..reference import embed_batch_gradients, parameter_shapes
+from ..reference import parameter_shapes
+from ..reference.backward import embed_batch_gradients
 from .port import PortError, as_numbers, take
 from .suite import Suite, check_files, golden_folder, open_suite, read_manifest
 from .verify import RIGHT, WRONG, Asking, Outcome, Report, chosen_cases
