@@ -30,11 +30,10 @@ from refembed.reference import (
     Config,
     embed,
     embed_batch,
-    embed_batch_gradients,
-    embed_gradients,
     losses,
     parameter_shapes,
 )
+from refembed.reference.backward import embed_batch_gradients, embed_gradients
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
