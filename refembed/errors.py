@@ -132,7 +132,7 @@ ERRORS = {
     "train-missing": "a library that training needs is not installed",
     "train-config": "a training file cannot be read, or a key of it is unknown, missing or out of range",
     "train-recipe": "the stages of a recipe do not fit together, or changed since they ran",
-    "train-state": "a run's folder is in use, or belongs to a run of other settings",
+    "train-state": "a run's folder is in use, is of other settings or another model, or holds what no run made",
     "train-data": "a file of training data cannot be used, or too many lines of it are malformed",
     "train-diverged": "a loss or gradient is not finite",
     "soup-mismatch": "checkpoints that are to be averaged are not of one model",

@@ -135,7 +135,8 @@ def test_cut_keeps_bos_and_eos(real, peer_tokenizer) -> None:
     assert (ours[0], ours[-1], len(ours)) == (2, 1, 2048)
 
 
-@pytest.mark.parametrize("backend", [pytest.param("numpy", marks=pytest.mark.long), "numba"])
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_sts_benchmark(weights, data, backend: str) -> None:
     """The model is close to right, and loses what it was made for: 88.17 is published for STS-B English."""
     from scipy.stats import spearmanr

@@ -144,9 +144,7 @@ def test_kinds_of_sequence(model, texts) -> None:
     np.testing.assert_array_equal(model.encode(texts), model.encode(["a", "the"]))
 
 
-@pytest.mark.parametrize(
-    "bad", [None, 3, 1.5, b"bytes", ["list"], ("a", "b"), float("nan"), np.int64(1), object()], ids=repr
-)
+@pytest.mark.parametrize("bad", [None, 3, 1.5, b"bytes", ["list"], ("a", "b"), float("nan"), np.int64(1), {}], ids=repr)
 def test_not_a_string(model, bad) -> None:
     """Something that is no text is embedded as if it were, or the error does not say which one it was."""
     with pytest.raises(refembed.RefembedError, match="text 2: is ") as caught:

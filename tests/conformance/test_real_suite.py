@@ -40,7 +40,8 @@ def vectors(tmp_path):
 @pytest.mark.parametrize(
     ("levels", "cases"),
     [
-        ("tokens,vectors", "*"),
+        ("tokens,vectors", "prompt-*,distinct-*,batch-*"),
+        pytest.param("tokens,vectors", "*", marks=pytest.mark.long),
         ("stages,laws", "prompt-*,distinct-*-reach-plus-one,batch-*"),
         ("prompts", "prompt-*,dimensions-*,unrelated-*"),
     ],

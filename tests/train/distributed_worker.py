@@ -1,10 +1,11 @@
-"""One process of several: a step's gradients, held-out figures and the product of a training file, for a test."""
+"""One process of several: what a training file gives, for a test. Arguments are DEED=FILE, done in this order."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
-from refembed_torch.train import config
+from refembed_torch.train import command, config, loop
 from refembed_torch.train.contrastive import Contrastive, FinetuneSettings
 from refembed_torch.train.distributed import wait_for_all, whole, world
 from refembed_torch.train.loop import clip
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 
 def work(file: Path) -> None:
+    """A step's gradients, held-out figures and the product."""
     settings = config.read(FinetuneSettings, config.load(file), file)
     stage = Contrastive(settings)
     numbers = stage.step(0)
@@ -26,6 +28,23 @@ def work(file: Path) -> None:
     wait_for_all()
 
 
+def stage(file: Path) -> None:
+    """The whole stage."""
+    loop.plot.curves = lambda *_: None  # take longer than the training
+    command.run_stage(config.load(file), file)
+
+
+def undo(file: Path) -> None:
+    """Take its finished run back to the last state but one; the product becomes `unbroken`."""
+    out = Path(config.load(file)["run"]["out"])
+    if world().rank == 0:
+        (out / "model").rename(out / "unbroken")
+        (out / "result.json").unlink()
+        shutil.rmtree(max((out / "state").iterdir()))
+    wait_for_all()
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        work(Path(argument))
+        deed, name = argument.split("=", 1)
+        {"work": work, "stage": stage, "undo": undo}[deed](Path(name))

@@ -59,6 +59,12 @@ def test_a_table_becomes_its_dataclass(monkeypatch):
     assert plain(found)["parts"][1] == {"file": "/b.jsonl", "rate": 1.0}
 
 
+def test_a_file_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    """If this failed, a killed run could not go on from another folder: its settings would look like others."""
+    monkeypatch.chdir(tmp_path)
+    assert read(Part, {"file": "a/b"}, Path("train.toml")) == read(Part, {"file": "a/b"}, tmp_path / "train.toml")
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
@@ -76,6 +82,8 @@ def test_a_table_becomes_its_dataclass(monkeypatch):
             {"parts": [{"file": "$NOT_SET_AT_ALL/a"}]},
             "parts[0].file is '$NOT_SET_AT_ALL/a', and the environment has no",
         ),
+        ({"parts": [{"file": ""}]}, "parts[0].file is '', a path needed"),
+        ({"parts": [{"file": "a\0b"}]}, "parts[0].file is 'a\\x00b', a path needed"),
         ({"parts": [], "pair": [1]}, "pair has 1 values, 2 needed"),
         ({"parts": [], "pair": [1, 2.5]}, "pair[1] is 2.5, a whole number needed"),
         ({"parts": [], "kind": "c"}, "kind is 'c', one of a, b needed"),
@@ -101,6 +109,7 @@ def test_a_wrong_table_is_named(table, said):
         (Optimizer, {"learning_rate": -1.0}),
         (Optimizer, {"learning_rate": float("nan")}),
         (Optimizer, {"learning_rate": 1.0, "warm_up": 1.5}),
+        (Optimizer, {"learning_rate": 1.0, "epsilon": float("inf")}),
         (Optimizer, {"learning_rate": 1.0, "betas": [0.9, 1.0]}),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from refembed_torch.forward import unit
-from refembed_torch.train import config
+from refembed_torch.train import config, loop
 from refembed_torch.train.contrastive import (
     Contrastive,
     FinetuneSettings,
@@ -49,6 +49,12 @@ def tables(tmp_path: Path, model: Path, rows: Path, **others: Any) -> dict[str, 
 
 def settings_of(*given: Any, **others: Any) -> FinetuneSettings:
     return config.read(FinetuneSettings, tables(*given, **others), Path("test.toml"))
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without curves, which take longer than the training."""
+    monkeypatch.setattr("refembed_torch.train.plot.curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -163,6 +169,10 @@ def test_prefinetuning_takes_pairs(tmp_path: Path, small_folder: Path, rows: Pat
     [
         ({"loss": {"lengths": [768]}}, "lengths"),
         ({"loss": {"lengths": []}}, "lengths"),
+        ({"loss": {"lengths": [16, 16]}}, "none twice"),
+        ({"loss": {"contrastive": 0.0, "spread_out": 0.0}}, "no loss is left"),
+        ({"data": {"batch": 1, "hard": 0}}, "no loss is left"),
+        ({"data": {"context": 4096}}, r"data\.context is 4096, the model's"),
         ({"loss": {"temperature": 0.0}}, "temperature"),
         ({"loss": {"alpha": -1.0}}, "alpha"),
         ({"chunk": -1}, "chunk"),
@@ -217,6 +227,45 @@ def test_scores_by_hand() -> None:
 def test_a_set_without_held_out_examples(tmp_path: Path, small_folder: Path, rows: Path) -> None:
     """Wrong if a set of which nothing is kept makes training fail."""
     assert Contrastive(settings_of(tmp_path, small_folder, rows, data={"held_out": 0})).measure() == {}
+
+
+def test_many_held_out_examples(
+    tmp_path: Path, small_folder: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this failed, a run whose batches fit into memory would end where its held-out examples do not."""
+    stage = Contrastive(settings_of(tmp_path, small_folder, rows))
+    whole, calls, forward = stage.measure(), [], stage.model.forward
+
+    def counted(texts: list[NDArray[Any]]) -> torch.Tensor:
+        calls.append(sum(map(len, texts)))
+        return forward(texts)
+
+    monkeypatch.setattr("refembed_torch.train.contrastive.MEASURED", 60)
+    monkeypatch.setattr(stage.model, "forward", counted)
+    assert stage.measure() == pytest.approx(whole, rel=1e-5)
+    assert len(calls) > 4
+    assert max(calls) <= 60
+
+
+def test_a_second_run_leaves_the_first_ones_vectors(tmp_path: Path, small_folder: Path, rows: Path) -> None:
+    """If this failed, a run that is refused its folder would first cut off what the one there has just stored of its
+    teacher's vectors; and a finished run would load model and data to say no more than that.
+    """
+    teacher = {"kind": "refembed", "folder": str(small_folder), "backend": "numpy"}
+    chosen = settings_of(tmp_path, small_folder, rows, run={"steps": 1}, teacher=teacher)
+    result = run(chosen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refembed_torch.train.contrastive.Contrastive", lambda _: pytest.fail("it was loaded"))
+        assert run(chosen) == result
+    (store,) = (chosen.run.out / "teacher").iterdir()
+    with store.open("ab") as handle:
+        handle.write(b"half a lot")
+    before = store.read_bytes()
+    with loop.alone(chosen.run.out), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "HELD", set())  # as another process sees it
+        with pytest.raises(RefembedError, match="another process"):
+            run(chosen)
+    assert store.read_bytes() == before
 
 
 def test_figures_are_means_over_sets(tmp_path: Path, small_folder: Path, rows: Path) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from distributed_worker import work
+from refembed_torch.train import loop
+from refembed_torch.train.command import run_stage
+from refembed_torch.train.config import load
 from safetensors.torch import load_file
 from support import SMALL, write_checkpoint
 from train_support import as_toml, write_rows
@@ -19,13 +22,13 @@ NARROW = replace(SMALL, dimensions=24)  # a teacher whose vectors the student's 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def launch(processes: int, files: list[Path]) -> None:
+def launch(processes: int, deeds: list[str]) -> None:
     """The worker under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     # by number, since --standalone asks for the machine's own name, which need not lead anywhere
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([*command, WORKER, *files], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, WORKER, *deeds], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -50,9 +53,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         out.mkdir()
         files[name] = folder / f"{name}.toml"
         files[name].write_text(as_toml(tables | {"run": {"out": out, "steps": 1, "parallel": way}, "chunk": chunk}))
+    run = {"out": folder / "fsdp-run", "steps": 2, "save_every": 1, "measure_every": 1, "parallel": "fsdp"}
+    tables["chunk"] = 100
+    (again := folder / "again.toml").write_text(as_toml({"stage": "finetune"} | tables | {"run": run}))
+    tables["data"]["set"] += [{"file": write_rows(folder / "others.jsonl", 40, seed=1)}]
+    mixtures = [folder / f"mixtures-{name}.toml" for name in ("alone", "ddp")]
+    for trials, file in enumerate(mixtures):
+        run = {"out": folder / file.stem, "steps": 1}
+        search = {"trials": trials, "grid": 0, "dirichlet": 1, "score": "loss", "experts": 2}
+        file.write_text(as_toml({"stage": "mixtures"} | tables | {"run": run, "search": search}))
     work(files.pop("alone"))
-    launch(2, list(files.values()))
-    return {name: folder / name for name in ("alone", *files)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.plot, "curves", lambda *_: None)  # take longer than the training
+        run_stage(load(mixtures[0]), mixtures[0])
+    deeds = [*(f"work={file}" for file in files.values()), f"stage={mixtures[1]}"]
+    launch(2, [*deeds, f"stage={again}", f"undo={again}", f"stage={again}"])
+    return {name: folder / name for name in ("alone", *files, "fsdp-run", "mixtures-alone", "mixtures-ddp")}
 
 
 @pytest.mark.parametrize("way", ["ddp", "ddp-whole", "fsdp"])
@@ -71,6 +87,32 @@ def test_two_processes_compute_what_one_does(runs: dict[str, Path], way: str) ->
         largest = float(gradient.abs().max())
         assert largest > 0, name
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5 * largest, msg=name)
+
+
+def test_a_run_in_parts_goes_on(runs: dict[str, Path]) -> None:
+    """If this failed, a model that is held in parts would go on without what the optimizer knows of it: its held-out
+    figures are measured just before a state is kept, which leaves the module's parameters whole.
+    """
+    out = runs["fsdp-run"]
+    for file in ("model.safetensors", "2_Dense/model.safetensors"):
+        expected, found = (load_file(out / name / file) for name in ("unbroken", "model"))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    kept = load_file(out / "state" / "00000002" / "tensors.safetensors")
+    parameters = [name.removeprefix("parameter ") for name in kept if name.startswith("parameter ")]
+    assert len(kept) == 4 * len(parameters)
+    assert all(kept[f"exp_avg {name}"].abs().max() > 0 and kept[f"step {name}"] == 2 for name in parameters)
+
+
+def test_a_search_of_two_processes(runs: dict[str, Path]) -> None:
+    """Wrong if processes train different mixtures, which would wait for each other for ever, or score them apart."""
+    alone, together = (
+        [json.loads(line) for line in (runs[name] / "trials.jsonl").read_text().splitlines()[1:]]
+        for name in ("mixtures-alone", "mixtures-ddp")
+    )
+    assert [trial["kind"] for trial in together] == ["start", "dirichlet", "search"]
+    assert [trial["shares"] for trial in together[:2]] == [trial["shares"] for trial in alone]
+    assert [trial["score"] for trial in together[:2]] == pytest.approx([trial["score"] for trial in alone], rel=1e-5)
+    assert len(json.loads((runs["mixtures-ddp"] / "mixtures.json").read_text())) == 2
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])

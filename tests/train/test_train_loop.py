@@ -79,6 +79,12 @@ def unbroken(tmp_path_factory):
     return loop.train(stage, settings_of(out)), stage.module.state_dict(), log_of(out), out
 
 
+@pytest.fixture(autouse=True)
+def quickly(unbroken, monkeypatch):
+    """Curves are drawn once, for the unbroken run: they take longer than the training."""
+    monkeypatch.setattr(loop.plot, "curves", lambda lines, file: file.write_text("<svg"))
+
+
 def test_what_a_run_leaves(unbroken):
     """Wrong if a step or figure were not logged, the product were missing, or more states stayed than asked for."""
     result, _, log, out = unbroken
@@ -93,7 +99,7 @@ def test_what_a_run_leaves(unbroken):
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[-1] > 0
 
 
-@settings(max_examples=12)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 24), min_size=1, max_size=4), st.booleans())
 def test_killed_anywhere_it_ends_in_the_same_weights(tmp_path_factory, unbroken, moments, in_writing):
     """If this failed, a run that was killed would end in other weights, or its log would have gaps or doubles."""
@@ -174,10 +180,74 @@ def test_a_damaged_state_is_passed_over(tmp_path, unbroken):
     assert all(torch.equal(stage.module.state_dict()[name], unbroken[1][name]) for name in unbroken[1])
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    """If this failed, two processes would write one another's states."""
-    with loop.alone(tmp_path), pytest.raises(RefembedError, match="another process"), loop.alone(tmp_path):
+def test_a_state_of_another_model(tmp_path, unbroken):
+    """If this failed, a checkpoint that was replaced while its training was stopped would end in a traceback."""
+    shutil.copytree(unbroken[3], tmp_path / "copy")
+    (tmp_path / "copy" / "result.json").unlink()
+    for module in (nn.Sequential(nn.Linear(5, 4)), nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 3))):
+        stage = Line()
+        stage.module = module
+        with pytest.raises(RefembedError, match=r"the state of another model, without .*weight of shape"):
+            loop.train(stage, settings_of(tmp_path / "copy"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
+    """If this failed, two processes would write one another's states, or a search shut itself out of its trials."""
+    with loop.alone(tmp_path):
+        with loop.alone(tmp_path):
+            pass
+        monkeypatch.setattr(loop, "HELD", set())  # as another process sees it
+        with pytest.raises(RefembedError, match="another process"), loop.alone(tmp_path):
+            pass
+    with loop.alone(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["model", "log.jsonl"])
+def test_what_no_run_made_stays(tmp_path, name):
+    """If this failed, a run in the folder of the checkpoint it starts from would remove that at its end."""
+    (tmp_path / name).mkdir()
+    for _ in range(2):
+        with pytest.raises(RefembedError, match=f"holds {name}, which no run made") as caught:
+            loop.train(Line(), settings_of(tmp_path))
+        assert caught.value.id == "train-state"
+    assert [place.name for place in tmp_path.iterdir()] == [name]
+
+
+def test_a_log_that_is_damaged_or_gone(tmp_path, unbroken):
+    """If this failed, a line that a full disk cut short, or a log that somebody removed, would end the run for good."""
+    for change in (lambda file: file.write_text(file.read_text() + '{"step": 12, "a": {}'), Path.unlink):
+        out = tmp_path / change.__name__
+        shutil.copytree(unbroken[3], out)
+        (out / "result.json").unlink()
+        change(out / "log.jsonl")
+        assert loop.train(Line(), settings_of(out))["held_out"]["after"] == unbroken[0]["held_out"]["after"]
+
+
+@pytest.mark.parametrize("size", [0, 30, 1000])
+def test_a_full_disk(tmp_path, size):
+    """If this failed, a run for which there is no more room would end without saying so, or leave half a state."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(RefembedError) as caught:
+            loop.train(Line(), settings_of(tmp_path, measure_every=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.id == "output-unwritable"
+    assert str(tmp_path) in caught.value.reason
+    stage = Line()
+    loop.train(stage, settings_of(tmp_path))
+    assert stage.read == 12 * 8
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    """If this failed, it would be said without the folder."""
+    (tmp_path / "file").touch()
+    with pytest.raises(RefembedError, match="file/run") as caught:
+        loop.train(Line(), settings_of(tmp_path / "file" / "run"))
+    assert caught.value.id == "output-unwritable"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

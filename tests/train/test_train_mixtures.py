@@ -1,5 +1,6 @@
 """Searching for rates: a known best is found, a killed search goes on as it would have, experts are kept apart."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,12 +60,12 @@ def test_the_best_is_found_sooner_than_by_chance(tmp_path: Path) -> None:
     The distances are of shares: 0.05 is one batch in twenty.
     """
     chosen, chance = [], []
-    for seed in range(3):
-        settings = SearchSettings(trials=10, grid=1)
+    for seed in range(2):
+        settings = SearchSettings(trials=8, grid=1, least=0)
         trials = search(START, concave, tmp_path / str(seed), settings, seed, "mark")
         random = replace(settings, trials=0, dirichlet=len(trials) - 5)  # beside the start and the grid's four
         draws = search(START, concave, tmp_path / f"random{seed}", random, seed, "mark")
-        assert len(trials) == len(draws) == 1 + 4 + 10 + 10
+        assert len(trials) == len(draws) == 1 + 4 + 10 + 8
         goal = Trial("", [], GOAL, 0)
         chosen.append(min(distance(trial, goal) for trial in trials))
         chance.append(min(distance(trial, goal) for trial in draws))
@@ -72,10 +73,34 @@ def test_the_best_is_found_sooner_than_by_chance(tmp_path: Path) -> None:
     assert max(chosen) < 0.1
 
 
+def test_no_mixture_is_tried_twice(tmp_path: Path) -> None:
+    """If this failed, where one set alone is best, all trials would go to it: many points are it."""
+    settings = SearchSettings(trials=6, grid=1, dirichlet=4, least=0)
+    trials = search(dict.fromkeys("abc", 1 / 3), lambda shares, _: shares["a"], tmp_path, settings, 4, "mark")
+    assert trials[3].shares == {"a": 1, "b": 0, "c": 0}
+    apart = [distance(one, other) for one, other in itertools.combinations(trials, 2)]
+    assert min(apart) > mixtures.SAME
+    assert max(trial.score for trial in trials[-6:] if trial.score) > 0.8  # and still near the best
+
+
+def test_every_mixture_keeps_a_part_of_the_start(tmp_path: Path) -> None:
+    """Wrong if a set may be left out, which a short run does not mind, or the start itself is changed."""
+    start = {"a": 0.5, "b": 0.25, "c": 0.25}
+    settings = SearchSettings(trials=2, grid=1, dirichlet=2, least=0.4)
+    trials = search(start, lambda shares, _: shares["b"], tmp_path, settings, 7, "mark")
+    assert trials[0].shares == pytest.approx(start)
+    assert trials[2].shares == pytest.approx({"a": 0.2, "b": 0.7, "c": 0.1})  # 0.4 of the start, the rest b's
+    for trial in trials:
+        assert sum(trial.shares.values()) == pytest.approx(1)
+        assert all(trial.shares[name] >= 0.4 * share - 1e-12 for name, share in start.items())
+
+
 def test_where_it_starts(tmp_path: Path) -> None:
     """Wrong if the file's own mixture, a point of the grid or a random one is not tried, or one is no mixture."""
     start = {"a": 0.5, "b": 0.5, "c": 0.0}
-    trials = search(start, lambda shares, _: shares["a"], tmp_path, SearchSettings(trials=0, grid=2), 7, "mark")
+    trials = search(
+        start, lambda shares, _: shares["a"], tmp_path, SearchSettings(trials=0, grid=2, least=0), 7, "mark"
+    )
     assert trials[0].shares == start
     grid = {tuple(trial.shares.values()) for trial in trials if trial.kind == "grid"}
     assert grid == {(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0, 0.5), (0, 0.5, 0.5)}  # and the start, which was tried
@@ -142,13 +167,23 @@ def test_a_killed_search_goes_on_as_if_it_were_not(tmp_path: Path, when: str, mo
 
 
 def test_more_trials_go_on(tmp_path: Path) -> None:
-    """If this failed, asking for more trials would begin again."""
-    settings = SearchSettings(trials=1, grid=0, dirichlet=3)
-    first = search(START, concave, tmp_path, settings, 3, "mark")
-    second = search(START, concave, tmp_path, replace(settings, trials=2), 3, "mark")
-    assert second[:-1] == first
+    """If this failed, asking for more trials, or for other experts, would begin again; or another search's be taken."""
+    asked: list[str] = []
+
+    def objective(rates: dict[str, float], folder: Path) -> float:
+        asked.append(folder.name)
+        return rates["a"]
+
+    wanted = {"trials": 1, "grid": 0, "dirichlet": 3, "experts": 1}
+    run(settings_of(tmp_path, search=wanted), objective)
+    (tmp_path / "out/result.json").unlink()
+    result = run(settings_of(tmp_path, search=wanted | {"trials": 2, "experts": 2, "apart": 0.1}), objective)
+    assert asked == [f"{number:04d}" for number in range(6)]
+    assert result["trials"] == 6
+    assert len(json.loads((tmp_path / "out/mixtures.json").read_text())) == 2
+    (tmp_path / "out/result.json").unlink()
     with pytest.raises(RefembedError, match=r"trials\.jsonl holds the trials of a search with other settings"):
-        search(START, concave, tmp_path, settings, 3, "another")
+        run(settings_of(tmp_path, search=wanted | {"least": 0.1}), objective)
 
 
 def test_weights_of_scored_trials_go(tmp_path: Path) -> None:
@@ -181,7 +216,7 @@ def test_a_mixture_that_diverges(tmp_path: Path) -> None:
             raise RefembedError("train-diverged", "loss is nan")
         return concave(shares, folder)
 
-    trials = search(START, objective, tmp_path, SearchSettings(trials=2, grid=1, dirichlet=3), 3, "mark")
+    trials = search(START, objective, tmp_path, SearchSettings(trials=2, grid=1, dirichlet=3, least=0), 3, "mark")
     assert [trial.kind for trial in trials if trial.score is None] == ["grid"]
     assert len(trials) == 1 + 4 + 3 + 2
     assert None not in [trial.score for trial in experts(trials, 20, 0.0)]
@@ -191,6 +226,32 @@ def test_a_mixture_that_diverges(tmp_path: Path) -> None:
 
     with pytest.raises(RefembedError, match="no file"):
         search(START, broken, tmp_path / "broken", SearchSettings(), 3, "mark")
+
+
+def test_the_optimiser_learns_of_divergence(tmp_path: Path) -> None:
+    """If this failed, the search would go again and again where training breaks, since nothing is known of it there."""
+
+    def objective(shares: dict[str, float], folder: Path) -> float:
+        if shares["a"] > 0.5:
+            raise RefembedError("train-diverged", "loss is nan")
+        return shares["a"]
+
+    settings = SearchSettings(trials=8, grid=1, dirichlet=6, least=0)
+    trials = search(dict.fromkeys("abc", 1 / 3), objective, tmp_path, settings, 3, "mark")[-8:]
+    assert sum(trial.score is None for trial in trials) <= 4
+    assert max(trial.score for trial in trials if trial.score is not None) > 0.4
+
+
+def test_when_all_diverge(tmp_path: Path) -> None:
+    """If this failed, a recipe would go on with no mixture at all, or the search end in a traceback."""
+
+    def objective(rates: dict[str, float], folder: Path) -> float:
+        raise RefembedError("train-diverged", "loss is nan")
+
+    with pytest.raises(RefembedError, match="with every mixture; lower learning_rate") as caught:
+        run(settings_of(tmp_path, search={"trials": 2, "grid": 1, "dirichlet": 1}), objective)
+    assert caught.value.id == "train-diverged"
+    assert not (tmp_path / "out/result.json").exists()
 
 
 @given(some.lists(some.floats(0, 1), min_size=2, max_size=6).filter(lambda parts: sum(parts) > 1e-3))
@@ -224,7 +285,7 @@ def test_experts_are_the_best_that_are_apart() -> None:
 # ----------------------------------------------------------------------------------------------------------- the stage
 def test_its_product(tmp_path: Path) -> None:
     """Wrong if the file of mixtures is not what recipes read: best first, a rate for every set, or is made anew."""
-    settings = settings_of(tmp_path, search={"trials": 2, "grid": 1, "dirichlet": 2, "experts": 2})
+    settings = settings_of(tmp_path, search={"trials": 2, "grid": 1, "dirichlet": 2, "experts": 2, "least": 0.0})
     seen: list[dict[str, float]] = []
 
     def objective(rates: dict[str, float], folder: Path) -> float:
@@ -259,6 +320,7 @@ def test_groups_have_rates(tmp_path: Path) -> None:
         ({"sets": 1}, "there is 1 set with a rate above 0, at least 2"),
         ({"sets": 8, "search": {"grid": 3}}, r"search\.grid is 3: more than 64 runs for 8 rates"),
         ({"search": {"experts": 0}}, "experts is 0, at least 1"),
+        ({"search": {"least": 1.0}}, r"search least is 1\.0, below 1"),
         ({"search": {"by": "language"}}, r"search\.by is 'language', one of set, group"),
         ({"data": {"set": [{"file": "a.jsonl"}, {"file": "b.jsonl"}], "even": True}}, r"data\.even"),
         ({"data": {"set": [{"file": "a.jsonl"}, {"file": "b.jsonl"}]}, "search": {"by": "group"}}, "has no group"),
@@ -280,7 +342,7 @@ def small_table(tmp_path: Path, folder: Path, **others: Any) -> dict[str, Any]:
         "data": {"set": sets, "batch": 6, "held_out": 8, "context": 32},
         "optimizer": {"learning_rate": 1e-3},
         "loss": {"lengths": [40], "temperature": 0.2},
-        "search": {"trials": 0, "grid": 1, "dirichlet": 0, "score": "loss"},
+        "search": {"trials": 0, "grid": 1, "dirichlet": 0, "score": "loss", "least": 0.0},
     } | others
 
 

@@ -2,10 +2,11 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
-from refembed_torch.train import command, recipe
+from refembed_torch.train import command, distributed, recipe
 
 from refembed.cli import main
 from refembed.errors import RefembedError
@@ -24,6 +25,7 @@ def ran(monkeypatch):
         return {"steps": len(tables), "settings": "long", "fingerprint": "x"}
 
     monkeypatch.setattr(recipe, "run_stage", run)
+    monkeypatch.setattr(recipe, "check_stage", lambda table, file: None)
     return tables
 
 
@@ -66,15 +68,20 @@ def test_what_has_ended_is_left_alone(tmp_path, ran):
     assert "settings" not in found[0]
 
 
-def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran):
-    """If this failed, a soup of old parts would pass for one of the new."""
-    recipe.run_recipe(stages(), tmp_path / "recipe.toml")
-    changed = stages()
+@pytest.mark.parametrize(("folder", "product"), [("runs", "@first"), ("Läufe", "@first"), ("runs", "@first/a/b/c")])
+def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran, folder, product):
+    """If this failed, a soup of old parts would pass for one of the new; or a file of somebody else's, who calls it the
+    same, end the recipe.
+    """
+    (tmp_path / "done.json").write_text("[]")
+    whole = stages() | {"out": folder}
+    whole["stage"][1]["model"]["folder"] = product
+    recipe.run_recipe(whole, tmp_path / "recipe.toml")
+    changed = json.loads(json.dumps(whole))
     changed["stage"][0]["model"]["folder"] = "other"
     with pytest.raises(RefembedError, match=r"first has ended .* with other settings"):
         recipe.run_recipe(changed, tmp_path / "recipe.toml")
-    for file in (tmp_path / "runs" / "first").glob("*.json"):
-        file.unlink()
+    (tmp_path / folder / "first" / "done.json").unlink()
     with pytest.raises(RefembedError, match=r"second has ended .* with other settings"):
         recipe.run_recipe(changed, tmp_path / "recipe.toml")
 
@@ -88,18 +95,41 @@ def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran):
         ({"stage": [{"stage": "soup"}]}, "each stage has a name of its own; None is none"),
         ({"stage": [{"name": "a/b", "stage": "soup"}]}, "each stage has a name of its own"),
         ({"stage": [{"name": "a", "stage": "soup"}] * 2}, "each stage has a name of its own"),
+        ({"stage": ["soup"]}, "a recipe has out and at least one"),
         (
-            {"stage": [{"name": "a", "stage": "soup", "folders": ["@later"]}]},
-            "stage a names @later, and no stage before",
+            {"stage": [{"name": "a", "stage": "soup"}, {"name": "b", "stage": "soup", "folders": ["@later"]}]},
+            "stage b names @later, and no stage before",
         ),
+        ({"common": {"finetun": {}}}, "common.finetun: the stages are pretrain, adapt"),
+        ({"common": {"finetune": 1}}, "common has a table for each kind of stage"),
     ],
 )
 def test_a_wrong_recipe_is_named(tmp_path, ran, changed, said):
-    """If this failed, a slip would be found hours into a chain."""
+    """If this failed, a slip would be found hours into a chain, or never."""
     table = {key: value for key, value in {**stages(), **changed}.items() if value is not None}
     with pytest.raises(RefembedError, match=said) as caught:
         recipe.run_recipe(table, tmp_path / "recipe.toml")
     assert caught.value.id == "train-recipe"
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"stage": "soupe"}, "stage is 'soupe', one of pretrain"), ({"weight": [1]}, "weight is not a key of this table")],
+)
+def test_all_stages_are_read_first(tmp_path, monkeypatch, wrong, said):
+    """If this failed, a slip in the last stage's settings would be found when all others have run."""
+    soup = {"name": "a", "stage": "soup", "folders": ["b", "c"]}
+    monkeypatch.setattr(recipe, "run_stage", lambda table, file: pytest.fail("a stage ran"))
+    with pytest.raises(RefembedError, match=said):
+        recipe.run_recipe({"out": "runs", "stage": [soup, soup | {"name": "d"} | wrong]}, tmp_path / "recipe.toml")
+
+
+def test_where_it_runs(tmp_path, ran, monkeypatch):
+    """Wrong if a variable in the recipe's folder were taken for a name, as it is not in any other path."""
+    monkeypatch.setenv("PLACE", str(tmp_path / "place"))
+    recipe.run_recipe(stages() | {"out": "$PLACE/runs"}, tmp_path / "recipe.toml")
+    assert ran[0]["run"]["out"] == str(tmp_path / "place" / "runs" / "first")
 
 
 @pytest.mark.parametrize("name", ["torch", "matplotlib"])
@@ -115,12 +145,36 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     """Wrong if refembed train did not hand its tables to the stage and print what it says."""
     file = tmp_path / "soup.toml"
     file.write_text('stage = "soup"\nout = "x"\n')
-    monkeypatch.setitem(command.STAGES, "soup", ("recipe", "made_up"))
+    monkeypatch.setitem(command.STAGES, "soup", ("recipe", "", "made_up"))
     monkeypatch.setattr(
         recipe, "made_up", lambda table, file: {"table": table, "settings": 1, "at": str(file)}, raising=False
     )
     assert main(["train", str(file)]) == 0
     assert json.loads(capsys.readouterr().out) == {"table": {"out": "x"}, "at": str(file)}
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world", lambda: distributed.World(1, 2, "cpu"))
+        assert main(["train", str(file)]) == 0
+    assert capsys.readouterr().out == ""  # the first process has said it
     file.write_text('stage = "bake"\n')
     assert main(["train", str(file)]) == 2
     assert "stage is 'bake', one of pretrain, adapt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_warning_is_given_once(tmp_path, capsys, monkeypatch, rank):
+    """If this failed, each process and each trial of a search would say anew what is wrong with the same files."""
+    file = tmp_path / "soup.toml"
+    file.write_text('stage = "soup"\n')
+
+    def warning(table, file):
+        for _ in range(3):
+            with warnings.catch_warnings():  # as libraries do, after which Python forgets what it has shown
+                pass
+            warnings.warn(f"3 lines of {tmp_path} are malformed", stacklevel=1)
+        return {}
+
+    monkeypatch.setitem(command.STAGES, "soup", ("recipe", "", "made_up"))
+    monkeypatch.setattr(recipe, "made_up", warning, raising=False)
+    monkeypatch.setattr(distributed, "world", lambda: distributed.World(rank, 2, "cpu"))
+    assert main(["train", str(file)]) == 0
+    assert capsys.readouterr().err.count("are malformed") == 1 - rank

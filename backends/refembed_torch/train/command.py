@@ -14,21 +14,23 @@ Exit status: 0 done, 2 wrong use, unreadable input, or a run that cannot go on.
 import argparse
 import importlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from refembed.errors import RefembedError
 
-# stage -> the module that has it and the function, of the file's tables and the file, that runs it
+# stage -> its module, its settings' class there, and the function, of the file's tables and the file, that runs it
 STAGES = {
-    "pretrain": ("adapt", "run_pretrain"),
-    "adapt": ("adapt", "run_adapt"),
-    "mine": ("mining", "run_mine"),
-    "prefinetune": ("contrastive", "run_prefinetune"),
-    "finetune": ("contrastive", "run_finetune"),
-    "mixtures": ("mixtures", "run_mixtures"),
-    "soup": ("soup", "run_soup"),
+    "pretrain": ("adapt", "PretrainSettings", "run_pretrain"),
+    "adapt": ("adapt", "AdaptSettings", "run_adapt"),
+    "mine": ("mining", "MineSettings", "run_mine"),
+    "prefinetune": ("contrastive", "PrefinetuneSettings", "run_prefinetune"),
+    "finetune": ("contrastive", "FinetuneSettings", "run_finetune"),
+    "mixtures": ("mixtures", "MixturesSettings", "run_mixtures"),
+    "soup": ("soup", "SoupSettings", "run_soup"),
 }
 
 
@@ -42,15 +44,31 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     check_libraries()
     from .config import load
+    from .distributed import world
 
+    warnings.showwarning = once(warnings.showwarning, world().rank == 0)
     table = load(given.config)
     if given.all:
         from .recipe import run_recipe
 
         run_recipe(table, given.config)
-    else:
-        print(json.dumps(summary(run_stage(table, given.config)), ensure_ascii=False))
+        return 0
+    result = run_stage(table, given.config)
+    if world().rank == 0:
+        print(json.dumps(summary(result), ensure_ascii=False))
     return 0
+
+
+def once(show: Callable[..., None], shown: bool) -> Callable[..., None]:
+    """To show each warning once: all processes, and all trials of a search, would say the same of the same files."""
+    said = set()
+
+    def show_new(message: Warning | str, *others: Any) -> None:
+        if shown and str(message) not in said:
+            said.add(str(message))
+            show(message, *others)
+
+    return show_new
 
 
 def check_libraries() -> None:
@@ -68,13 +86,29 @@ def run_stage(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
     file     the TOML file, from whose folder paths are taken
     """
-    kind = table.get("stage")
-    if kind not in STAGES:
-        raise RefembedError("train-config", f"{file}: stage is {kind!r}, one of {', '.join(STAGES)} needed")
-    module, function = STAGES[str(kind)]
-    run = getattr(importlib.import_module(f".{module}", __package__), function)
-    result: dict[str, Any] = run({key: value for key, value in table.items() if key != "stage"}, file)
+    module, _, function = stage_of(table, file)
+    result: dict[str, Any] = getattr(module, function)(without_stage(table), file)
     return result
+
+
+def check_stage(table: Mapping[str, Any], file: Path) -> None:
+    """Raise what run_stage would raise for a table that cannot be read, and do nothing else."""
+    from .config import read
+
+    module, settings, _ = stage_of(table, file)
+    read(getattr(module, settings), without_stage(table), file)
+
+
+def stage_of(table: Mapping[str, Any], file: Path) -> tuple[ModuleType, str, str]:
+    kind = table.get("stage")
+    if not isinstance(kind, str) or kind not in STAGES:
+        raise RefembedError("train-config", f"{file}: stage is {kind!r}, one of {', '.join(STAGES)} needed")
+    module, settings, function = STAGES[kind]
+    return importlib.import_module(f".{module}", __package__), settings, function
+
+
+def without_stage(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != "stage"}
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class Optimizer:
         at_least(self, learning_rate=0, warm_up=0, weight_decay=0, clip=0)
         if self.warm_up > 1:
             raise ValueError(f"warm_up is {self.warm_up}, a share of the steps, at most 1")
-        if not (all(0 <= beta < 1 for beta in self.betas) and self.epsilon > 0):
-            raise ValueError("betas lie in [0, 1) and epsilon is above 0")
+        if not (all(0 <= beta < 1 for beta in self.betas) and 0 < self.epsilon < float("inf")):
+            raise ValueError("betas lie in [0, 1) and epsilon is a number above 0")
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,16 @@ def value_of(hint: Any, value: Any, file: Path, where: str) -> Any:
 
 
 def path_of(value: str, file: Path, where: str) -> Path:
-    """A path from the TOML file's folder, with ~ and $NAME, a variable of the environment, in it."""
+    """A path from the TOML file's folder, with ~ and $NAME, a variable of the environment, in it.
+
+    Absolute, so that a run is the same one wherever it is started from.
+    """
     found = os.path.expandvars(value)
     if "$" in found:
         raise wrong(file, where, f"is {value!r}, and the environment has no such variable")
-    return file.parent / Path(found).expanduser()
+    if not found or "\0" in found:
+        raise wrong(file, where, f"is {value!r}, a path needed")
+    return (file.parent / Path(found).expanduser()).absolute()
 
 
 def tuple_of(inner: tuple[Any, ...], value: Any, file: Path, where: str) -> tuple[Any, ...]:

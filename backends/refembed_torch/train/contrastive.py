@@ -32,8 +32,10 @@ from .config import Model, Optimizer, Run, at_least, read
 from .data import Batch, Batches, DataSettings, Example
 from .distributed import parallel, whole, world
 from .gradcache import add_gradients, vectors_of
-from .loop import train
+from .loop import alone, fingerprint, finished, train
 from .teacher import TeacherSettings, open_teacher
+
+MEASURED = 2**14  # tokens at once where chunk is 0: held-out examples may be many more than a batch
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class LossSettings:
         at_least(self, alpha=0, contrastive=0, spread_out=0, matching=0)
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}, above 0 needed")
-        if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"lengths is {list(self.lengths)}, at least one above 0 needed")
+        if not self.lengths or min(self.lengths) < 1 or len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"lengths is {list(self.lengths)}, at least one above 0 needed, and none twice")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,13 @@ class FinetuneSettings:
         for name, known in (("quantization", FORMS), ("rounded", FORMS), ("pooler", sorted(POOLERS))):
             if getattr(self, name) not in ("", *known):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, one of {', '.join(known)} needed, or none")
+        others = self.data.batch > 1
+        if not (
+            (self.loss.contrastive and (others or self.data.hard))
+            or (self.loss.spread_out and others)
+            or (self.loss.matching and self.teacher)
+        ):
+            raise ValueError("no loss is left that could teach anything; see [loss], data.batch, data.hard and teacher")
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,9 @@ def run_finetune(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def run(settings: FinetuneSettings) -> dict[str, Any]:
-    return train(Contrastive(settings), settings)
+    out = settings.run.out
+    with alone(out):  # before the stage opens the teacher's vectors there
+        return finished(out, fingerprint(settings)) or train(Contrastive(settings), settings)
 
 
 class Contrastive:
@@ -126,6 +137,10 @@ class Contrastive:
             raise RefembedError(
                 "train-config",
                 f"loss.lengths has {max(settings.loss.lengths)}, the model's vectors {dimensions} numbers",
+            )
+        if settings.data.context > self.model.config.context:  # or the first longer text would end the run
+            raise RefembedError(
+                "train-config", f"data.context is {settings.data.context}, the model's {self.model.config.context}"
             )
         tokenize = Tokenizer(settings.model.folder / TOKENIZER, self.model.config)
         self.batches = Batches(settings.data, settings.run.seed, tokenize)
@@ -205,7 +220,7 @@ class Contrastive:
     def measure_set(self, name: str, examples: Sequence[Example]) -> dict[str, float]:
         batch = self.batches.batch(name, examples)
         texts = [*batch.queries, *batch.positives, *batch.negatives]
-        vectors = vectors_of(self.student, texts, self.settings.chunk)
+        vectors = vectors_of(self.student, texts, self.settings.chunk or MEASURED)
         loss = float(self.loss(vectors, self.mask(batch), None))
         queries, positives, _ = losses.split(vectors, len(batch.queries))
         return {"loss": loss} | search_scores(unit(queries), unit(positives), batch)

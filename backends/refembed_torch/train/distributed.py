@@ -66,6 +66,15 @@ def syncing(module: nn.Module, on: bool) -> Iterator[None]:
         yield
 
 
+def drop_whole(module: nn.Module) -> None:
+    """Back to parts: a forward pass that no backward pass followed leaves the whole parameters (FSDP) in the module's
+    parameters' places, of which the optimizer knows nothing.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes in the order of their ranks, of any counts, without a gradient.
 

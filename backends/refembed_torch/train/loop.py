@@ -1,7 +1,8 @@
 """What all stages share: steps of the optimizer, a log, states to go on from, held-out figures, and the product.
 
 A run can be killed at any moment. Everything a step does is a function of the weights, the optimizer's state, the seed
-and the step's number; so a run that goes on from its last state ends in the same weights, on a CPU bit for bit.
+and the step's number; so a run that goes on from its last state ends in the same weights, on a CPU bit for bit where
+threads and processes are as many as before.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +27,11 @@ from refembed.progress import Progress
 from . import plot
 from . import state as states
 from .config import Optimizer, Run, plain
-from .distributed import put, wait_for_all, whole, world
+from .distributed import drop_whole, put, wait_for_all, whole, world
 
 FREE = ("out", "save_every", "keep", "measure_every")  # of [run]: what may change before a run goes on
 LOG, CURVES, RESULT, PRODUCT = "log.jsonl", "curves.svg", "result.json", "model"
+HELD: set[Path] = set()  # folders of runs of this process
 
 
 class Stage(Protocol):
@@ -70,8 +72,8 @@ def train(stage: Stage, settings: Settings) -> dict[str, Any]:
 
     returns   result.json's object: steps, seconds, held-out figures before and after
 
-    Raises RefembedError where the folder belongs to a run of other settings, or a loss or gradient is not finite;
-    the last good state then stays.
+    Raises RefembedError where the folder belongs to a run of other settings or cannot be written, or a loss or gradient
+    is not finite; the last good state then stays.
     """
     run, mark = settings.run, fingerprint(settings)
     with alone(run.out):
@@ -80,8 +82,8 @@ def train(stage: Stage, settings: Settings) -> dict[str, Any]:
         optimizer = adamw(stage.module, settings.optimizer)
         start = restore(stage, optimizer, run.out / "state", mark)
         log = Log(run.out / LOG, start)
-        if start == 0:
-            log.add({"step": 0, "held_out": stage.measure()})
+        if not log.held_out():  # at the start, or where somebody has removed the log
+            log.add({"step": start, "held_out": stage.measure()})
         started = time.perf_counter()
         with Progress(run.steps - start, world().rank == 0, "steps") as progress:
             for index in range(start, run.steps):
@@ -90,8 +92,8 @@ def train(stage: Stage, settings: Settings) -> dict[str, Any]:
                 if last or (run.measure_every and (index + 1) % run.measure_every == 0):
                     log.add({"step": index + 1, "held_out": stage.measure()})
                 if last or (index + 1) % run.save_every == 0:
+                    log.keep()  # first, so that no state is without its lines
                     keep_state(stage, optimizer, run, index + 1, mark)
-                    log.keep()
                 progress.add(1)
         held_out = log.held_out()
         return conclude(
@@ -116,17 +118,47 @@ def fingerprint(settings: Settings) -> str:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keep other runs out of the folder, and clear away what a killed one left half written."""
-    if world().rank:
+    """Keep other runs out of the folder, and clear away what a killed one left half written.
+
+    Within, the same process may ask again. Raises RefembedError where another is there, the folder cannot be written,
+    or holds what no run has made: it would be overwritten.
+    """
+    if out.absolute() in HELD:
         yield
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as handle:
+    with ExitStack() as until:
+        if world().rank == 0:
+            until.enter_context(locked(out))
+        wait_for_all()  # before others read what is there
+        HELD.add(out.absolute())
+        until.callback(HELD.discard, out.absolute())
+        yield
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    file = out / ".lock"
+    with to_write(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (PRODUCT, LOG):
+            if (out / name).exists() and not file.exists():
+                raise RefembedError("train-state", f"{out} holds {name}, which no run made; give another out")
+        handle = file.open("w")
+    with handle:
         lock(handle.fileno(), out)
         for place in (out, out / "state"):
             for half in place.glob(".refembed-*"):
                 shutil.rmtree(half) if half.is_dir() else half.unlink()
         yield
+
+
+@contextmanager
+def to_write(place: Path) -> Iterator[None]:
+    """Raise RefembedError where this cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RefembedError("output-unwritable", f"{place}: {error.strerror or error}") from error
 
 
 def lock(handle: int, out: Path) -> None:
@@ -144,7 +176,7 @@ def finished(out: Path, mark: str) -> dict[str, Any] | None:
     """The result of a run that has ended, where it was this one."""
     if not (out / RESULT).exists():
         return None
-    found: dict[str, Any] = json.loads((out / RESULT).read_text())
+    found: dict[str, Any] = json.loads((out / RESULT).read_bytes())
     if found.get("fingerprint") != mark:
         raise RefembedError(
             "train-state", f"{out} holds a finished run with other settings; give another out, or remove it"
@@ -187,8 +219,8 @@ def one_step(stage: Stage, optimizer: torch.optim.AdamW, settings: Settings, ind
     if wrong:
         raise RefembedError(
             "train-diverged",
-            f"step {index + 1}: {wrong[0]} is {line[wrong[0]]}; nothing of this step was kept. Lower learning_rate, or "
-            "go on from an earlier state",
+            f"step {index + 1}: {wrong[0]} is {line[wrong[0]]}; nothing of this step was kept. The same settings would "
+            "come here again: lower learning_rate, or raise warm_up, and give another out",
         )
     rate = rate_at(index, settings.run.steps, settings.optimizer)
     for group in optimizer.param_groups:
@@ -213,6 +245,7 @@ def named(module: nn.Module, optimizer: torch.optim.AdamW) -> Iterator[tuple[str
 
 
 def keep_state(stage: Stage, optimizer: torch.optim.AdamW, run: Run, step: int, mark: str) -> None:
+    drop_whole(stage.module)
     tensors = {name: whole(tensor) for name, tensor in named(stage.module, optimizer)}  # all processes take part
     if world().rank == 0:
         states.save(run.out / "state", states.State(step, stage.positions(), mark, tensors), run.keep)
@@ -226,7 +259,14 @@ def restore(stage: Stage, optimizer: torch.optim.AdamW, folder: Path, mark: str)
         return 0
     tensors = found.tensors
     for name, parameter in stage.module.named_parameters():
-        put(parameter, tensors[f"parameter {name}"])
+        value = tensors.get(f"parameter {name}")
+        if value is None or value.shape != parameter.shape:
+            raise RefembedError(
+                "train-state",
+                f"{folder} holds the state of another model, without {name} of shape {tuple(parameter.shape)}; give "
+                "another out, or remove it",
+            )
+        put(parameter, value)
         if f"exp_avg {name}" not in tensors:  # no gradient has reached it yet
             continue
         kept = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
@@ -245,7 +285,8 @@ class Log:
         self.file, self.writing = file, world().rank == 0
         self.lines: list[dict[str, Any]] = []
         if start and file.exists():
-            found = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+            *ended, _ = file.read_text("utf-8").split("\n")  # the last is empty, or was cut short
+            found = [json.loads(line) for line in ended]
             self.lines = [line for line in found if line["step"] <= start]
         if self.writing:
             with whole_file(file) as handle:
@@ -254,7 +295,7 @@ class Log:
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         if self.writing:
-            with self.file.open("a") as handle:
+            with to_write(self.file), self.file.open("a", encoding="utf-8") as handle:
                 handle.write(as_line(line))
 
     def held_out(self) -> list[dict[str, float]]:
@@ -263,7 +304,7 @@ class Log:
     def keep(self) -> None:
         """Make sure of the lines so far, and draw them."""
         if self.writing:
-            with self.file.open("a") as handle:
+            with to_write(self.file), self.file.open("a") as handle:
                 os.fsync(handle.fileno())
             plot.curves(self.lines, self.file.with_name(CURVES))
 

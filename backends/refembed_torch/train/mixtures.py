@@ -3,6 +3,7 @@
 The paper: a grid search's rates and ten mixtures from a Dirichlet distribution are what the optimisation starts from,
 and the best mixtures become experts, which are averaged. Which optimiser, what grid and how experts are kept apart it
 leaves open; ours are Gaussian processes on the mixtures' simplex, all mixtures of whole steps, and a least distance.
+Every mixture keeps a part of the file's own: a short run on one set alone may score best, a long one forgets the rest.
 """
 
 import hashlib
@@ -31,7 +32,10 @@ from .distributed import gather_rows, wait_for_all, world
 from .loop import FREE, PRODUCT, RESULT, alone, finished, train
 
 MIXTURES, TRIALS, FOLDERS, STATES = "mixtures.json", "trials.jsonl", "trials", "state"
+FREE_OF_TRIALS = ("trials", "experts", "apart")  # of [search]: what no trial depends on, so that more may be tried
 LARGEST_GRID = 64  # runs
+ASKED = 4  # times at most for a mixture that was not tried
+SAME = 0.01  # of the batches: mixtures that differ in less are one
 LARGER_IS_WORSE = "loss"
 Objective = Callable[[dict[str, float], Path], float]  # rates by set, a new folder -> a score, larger is better
 
@@ -44,6 +48,8 @@ class SearchSettings:
     trials      runs that the optimiser chooses, after those below
     grid        its steps: all mixtures whose shares are whole numbers of 1/grid are tried; 0 for none
     dirichlet   mixtures drawn at random, all mixtures equally likely
+    least       the part of the file's own mixture that each keeps, the rest of which is searched for: at 0.2 each of
+                four even sets has at least 0.05 of the batches. 0: one set may have all
     score       of the held-out figures, where there is no [[evaluate]]; of "loss" less is better
     experts     mixtures that are kept, best first
     apart       the least distance of two of them: the share of batches in which they differ. Halved where fewer are so
@@ -53,12 +59,15 @@ class SearchSettings:
     trials: int = 20
     grid: int = 2
     dirichlet: int = 10
+    least: float = 0.2
     score: str = "ndcg@10"
     experts: int = 3
     apart: float = 0.2
 
     def __post_init__(self) -> None:
-        at_least(self, trials=0, grid=0, dirichlet=0, experts=1, apart=0)
+        at_least(self, trials=0, grid=0, dirichlet=0, least=0, experts=1, apart=0)
+        if self.least >= 1:
+            raise ValueError(f"least is {self.least}, below 1 needed: there would be nothing to search for")
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Trial(NamedTuple):
     """A mixture and its score.
 
     kind     start, grid, dirichlet or search
-    point    of the cube that the optimiser sees, to_cube's inverse
+    point    of the cube that the optimiser sees: to_cube of what the mixture has beside its part of the start
     shares   of each set or group, 1 in all
     score    None where training diverged
     """
@@ -126,7 +135,9 @@ def run_mixtures(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def run(settings: MixturesSettings, objective: Objective) -> dict[str, Any]:
-    """The stage with any objective. Killed, it goes on after the last trial that has a score."""
+    """The stage with any objective. Killed, it goes on after the last trial that has a score; finished, it does so with
+    more trials or other experts, once its result.json is removed.
+    """
     out, chosen, mark = settings.run.out, settings.search, fingerprint(settings)
     if chosen.trials:
         check_optuna()
@@ -138,12 +149,17 @@ def run(settings: MixturesSettings, objective: Objective) -> dict[str, Any]:
         def of_shares(shares: dict[str, float], folder: Path) -> float:
             return objective(rates_of(settings, shares), folder)
 
-        trials = search(start, of_shares, out, chosen, settings.run.seed, mark)
+        trials = search(start, of_shares, out, chosen, settings.run.seed, fingerprint(settings, FREE_OF_TRIALS))
         best = experts(trials, chosen.experts, chosen.apart)
+        if not best:
+            raise RefembedError(
+                "train-diverged",
+                f"{out / TRIALS}: training diverged with every mixture; lower learning_rate, and give another out",
+            )
         mixtures = [{"score": trial.score, "rates": rates_of(settings, trial.shares)} for trial in best]
         result = {
             "trials": len(trials),
-            "score": {"start": trials[0].score, "best": best[0].score if best else None},
+            "score": {"start": trials[0].score, "best": best[0].score},
             "fingerprint": mark,
             "settings": plain(settings),
         }
@@ -154,10 +170,11 @@ def run(settings: MixturesSettings, objective: Objective) -> dict[str, Any]:
     return result
 
 
-def fingerprint(settings: MixturesSettings) -> str:
-    """What tells one search from another."""
+def fingerprint(settings: MixturesSettings, free: Sequence[str] = ()) -> str:
+    """What tells one search from another. free: of [search], what does not count."""
     table = plain(settings)
     table["run"] = {key: value for key, value in table["run"].items() if key not in FREE}
+    table["search"] = {key: value for key, value in table["search"].items() if key not in free}
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
@@ -267,7 +284,10 @@ def search(
         else:
             kind, point = "search", suggest(len(start) - 1, trials.done, seed, number)
             values = from_cube(point)
-        shares = dict(zip(start, values, strict=True))
+        shares = {
+            name: settings.least * own + (1 - settings.least) * value
+            for (name, own), value in zip(start.items(), values, strict=True)
+        }
         try:
             score: float | None = objective(shares, folders[number])
         except RefembedError as error:
@@ -307,7 +327,7 @@ class Kept:
         file.parent.mkdir(parents=True, exist_ok=True)
         lines: list[dict[str, Any]] = [head]
         if file.exists():
-            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            lines = [json.loads(line) for line in file.read_bytes().splitlines()]
         if lines[0] != head:
             raise RefembedError(
                 "train-state",
@@ -333,20 +353,39 @@ def agreed(values: Sequence[float]) -> list[float]:
 
 
 def suggest(numbers: int, trials: Sequence[Trial], seed: int, number: int) -> list[float]:
-    """The next point to try: where a Gaussian process through the scores so far expects most beyond the best."""
+    """The next point to try: where a Gaussian process through the scores so far expects most beyond the best.
+
+    A mixture that was tried would score the same again. Several points of the cube are one mixture, so the optimiser
+    may ask for it once more: it is told the score and asked anew, and in the end a point half-way between the best and
+    one drawn at random is tried.
+    """
+    worst = min((trial.score for trial in trials if trial.score is not None), default=0.0)
+    # of one with which training diverged, too: the optimiser would go there again
+    told = [(trial.point, worst if trial.score is None else trial.score) for trial in trials]
+    for again in range(ASKED):
+        found = ask(numbers, told, int(generator(seed, "sampler", number, again).integers(2**31)))
+        known = [score for point, score in told if difference(from_cube(point), from_cube(found)) < SAME]
+        if not known:
+            return found
+        told.append((found, known[0]))
+    best, _ = max(told, key=lambda one: one[1])
+    drawn = generator(seed, "instead", number).dirichlet(np.ones(numbers + 1))
+    return to_cube(((np.array(from_cube(best)) + drawn) / 2).tolist())
+
+
+def ask(numbers: int, told: Sequence[tuple[list[float], float]], seed: int) -> list[float]:
+    """The optimiser's next point, after these and their scores."""
     import optuna
     from optuna.distributions import FloatDistribution
-    from optuna.trial import TrialState, create_trial
+    from optuna.trial import create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space: dict[str, Any] = {f"{index}": FloatDistribution(0.0, 1.0) for index in range(numbers)}
-    chance = int(generator(seed, "sampler", number).integers(2**31))
-    sampler = optuna.samplers.GPSampler(seed=chance, n_startup_trials=0)
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    for trial in trials:
-        params = dict(zip(space, trial.point, strict=True))
-        state = TrialState.FAIL if trial.score is None else TrialState.COMPLETE
-        study.add_trial(create_trial(params=params, distributions=space, value=trial.score, state=state))
+    for point, score in told:
+        params = dict(zip(space, point, strict=True))
+        study.add_trial(create_trial(params=params, distributions=space, value=score))
     asked = study.ask(space).params
     return agreed([asked[key] for key in space])
 
@@ -387,4 +426,8 @@ def experts(trials: Sequence[Trial], count: int, apart: float) -> list[Trial]:
 
 def distance(one: Trial, other: Trial) -> float:
     """The share of batches in which two mixtures differ, from 0 to 1."""
-    return sum(abs(share - other.shares[name]) for name, share in one.shares.items()) / 2
+    return difference(list(one.shares.values()), [other.shares[name] for name in one.shares])
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(abs(share - theirs) for share, theirs in zip(one, other, strict=True)) / 2

@@ -4,18 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refembed.errors import RefembedError
 from refembed.output import whole_file
-
-
-def check_library() -> None:
-    """Raise RefembedError now where nothing can be drawn later."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise RefembedError(
-            "train-missing", 'curves need matplotlib, which is not installed; pip install "refembed[train]"'
-        ) from error
 
 
 def curves(lines: Sequence[dict[str, Any]], file: Path) -> None:
@@ -30,9 +19,12 @@ def curves(lines: Sequence[dict[str, Any]], file: Path) -> None:
         ("gradient_length", steps, lambda line, name: line.get(name)),
     ]
     drawn += [(name, held_out, lambda line, name: line["held_out"].get(name)) for name in names]
-    figure = Figure(figsize=(4 * min(len(drawn), 3), 3 * -(-len(drawn) // 3)), layout="constrained")
+    rows = -(-len(drawn) // 3)
+    figure = Figure(figsize=(12, 3 * rows))
+    # inches by hand: a layout that looks for them draws everything several times
+    figure.subplots_adjust(0.05, 0.5 / (3 * rows), 0.98, 1 - 0.4 / (3 * rows), 0.25, 0.5)
     for place, (name, found, value) in enumerate(drawn, 1):
-        axes = figure.add_subplot(-(-len(drawn) // 3), min(len(drawn), 3), place)
+        axes = figure.add_subplot(rows, 3, place)
         points = [(line["step"], value(line, name)) for line in found if value(line, name) is not None]
         axes.plot(*zip(*points, strict=True) if points else ([], []), marker="." if found is held_out else "")
         axes.set_title(name if found is steps else f"held out: {name}", fontsize=9)

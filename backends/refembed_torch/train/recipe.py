@@ -11,7 +11,8 @@ from typing import Any
 from refembed.errors import RefembedError
 from refembed.output import whole_file
 
-from .command import run_stage, summary
+from .command import STAGES, check_stage, run_stage, summary
+from .config import path_of
 from .distributed import wait_for_all, world
 from .loop import PRODUCT
 
@@ -21,42 +22,63 @@ NAME = re.compile(r"@([\w-]+)(/.*)?")
 
 
 def run_recipe(recipe: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
-    """Run all stages of a recipe, in order, leaving out those that have ended.
+    """Run all stages of a recipe, in order, leaving out those that have ended. All are read before the first runs.
 
     recipe   out: a folder; common: tables by kind of stage, which its stages' own tables are laid over; stage: an array
              of tables, each a stage's file with a `name`. "@NAME" is what the stage of that name made, "@NAME/PATH"
              a file of its folder. Every stage runs in out/NAME.
 
-    Raises RefembedError where stages do not fit together, or one that has ended would now be another.
+    Raises RefembedError where a stage's table is wrong, stages do not fit together, or one that has ended would now be
+    another.
     """
-    unknown = sorted(set(recipe) - {"out", "common", "stage"})
-    stages = recipe.get("stage")
-    if unknown or not isinstance(recipe.get("out"), str) or not isinstance(stages, list) or not stages:
-        what = f"{unknown[0]} is not a key of a recipe" if unknown else "a recipe has out and at least one [[stage]]"
-        raise RefembedError("train-recipe", f"{file}: {what}")
-    out = (file.parent / Path(recipe["out"]).expanduser()).absolute()
+    tables = tables_of(recipe, file)
+    for table in tables.values():
+        check_stage(table, file)
+    return [run_named(table, file, name) for name, table in tables.items()]
+
+
+def tables_of(recipe: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """Each stage's own file, by its name."""
+    for key in recipe:
+        if key not in ("out", "common", "stage"):
+            raise RefembedError("train-recipe", f"{file}: {key} is not a key of a recipe")
+    place, stages = recipe.get("out"), recipe.get("stage")
+    tabular = isinstance(stages, list) and all(isinstance(stage, Mapping) for stage in stages)
+    if not isinstance(place, str) or not tabular or not stages:
+        raise RefembedError("train-recipe", f"{file}: a recipe has out and at least one [[stage]]")
+    out, common = path_of(place, file, "out"), common_of(recipe, file)
     made: dict[str, Path] = {}
-    results = []
+    tables = {}
     for stage in stages:
         name = stage.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in made:
             raise RefembedError("train-recipe", f"{file}: each stage has a name of its own; {name!r} is none")
         kind = str(stage.get("stage"))
         own = {key: value for key, value in stage.items() if key != "name"}
-        table = resolve(laid_over(recipe.get("common", {}).get(kind, {}), own), made, file, name)
-        results.append(run_named(table, file, out / name, name))
+        table = resolve(laid_over(common.get(kind, {}), own), made, file, name)
+        where = table if kind in WITHOUT_RUN and "run" not in table else table.setdefault("run", {})
+        if isinstance(where, dict):
+            where["out"] = str(out / name)
+        tables[name] = table
         made[name] = out / name / PRODUCTS.get(kind, PRODUCT)
-    return results
+    return tables
 
 
-def run_named(table: dict[str, Any], file: Path, folder: Path, name: str) -> dict[str, Any]:
+def common_of(recipe: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    common = recipe.get("common", {})
+    if not isinstance(common, Mapping) or not all(isinstance(table, Mapping) for table in common.values()):
+        raise RefembedError("train-recipe", f"{file}: common has a table for each kind of stage")
+    for kind in common:
+        if kind not in STAGES:
+            raise RefembedError("train-recipe", f"{file}: common.{kind}: the stages are {', '.join(STAGES)}")
+    return common
+
+
+def run_named(table: dict[str, Any], file: Path, name: str) -> dict[str, Any]:
     """One stage in its folder, unless it has ended there."""
-    if "run" in table or table.get("stage") not in WITHOUT_RUN:
-        table["run"] = {**table.get("run", {}), "out": str(folder)}
-    else:
-        table["out"] = str(folder)
+    folder = Path(table["run"]["out"] if "run" in table else table["out"])
     mark = fingerprint(table)
-    found = json.loads((folder / DONE).read_text()) if (folder / DONE).exists() else None
+    found = json.loads((folder / DONE).read_bytes()) if (folder / DONE).exists() else None
     if found and found["fingerprint"] != mark:
         raise RefembedError(
             "train-recipe",
@@ -101,14 +123,18 @@ def resolve(value: Any, made: Mapping[str, Path], file: Path, name: str) -> Any:
 
 def fingerprint(table: Mapping[str, Any]) -> str:
     """What tells a stage from another: its settings, and through the marks beside them the stages it builds on."""
-    text = json.dumps(table, sort_keys=True)
-    marks = [
-        json.loads(done.read_text())["fingerprint"]
-        for path in sorted(set(re.findall(r'"(/[^"]*)"', text)))
-        for done in (Path(path).parent / DONE,)
-        if done.exists()
-    ]
+    text = json.dumps(table, sort_keys=True, ensure_ascii=False)
+    paths = sorted(set(re.findall(r'"(/[^"]*)"', text)))
+    marks = [mark for path in paths for folder in Path(path).parents if (mark := mark_of(folder))]
     return hashlib.sha256(json.dumps([text, marks]).encode()).hexdigest()
+
+
+def mark_of(folder: Path) -> str | None:
+    """A stage's that has ended there."""
+    try:
+        return str(json.loads((folder / DONE).read_bytes())["fingerprint"])
+    except (OSError, ValueError, LookupError, TypeError):  # a folder of something else
+        return None
 
 
 def tell(line: str) -> None:

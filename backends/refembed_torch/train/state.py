@@ -33,13 +33,19 @@ class State(NamedTuple):
 
 
 def save(folder: Path, state: State, keep: int) -> None:
-    """Add a state to the folder of states; the oldest beyond `keep` are removed after it is there."""
+    """Add a state to the folder of states; the oldest beyond `keep` are removed after it is there.
+
+    Raises RefembedError where it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"{state.step:08d}"
     if place.exists():  # a damaged one, which was passed over when the run went on
         shutil.rmtree(place)
     with whole_folder(place) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, beside / TENSORS)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, beside / TENSORS)
+        except SafetensorError as error:  # a full disk
+            raise RefembedError("output-unwritable", f"{place}: {error}; the last state stays") from error
         numbers = {
             "step": state.step,
             "positions": dict(state.positions),
@@ -63,7 +69,7 @@ def latest(folder: Path, fingerprint: str) -> State | None:
     """
     for place in reversed(states(folder)):
         try:
-            numbers: dict[str, Any] = json.loads((place / NUMBERS).read_text())
+            numbers: dict[str, Any] = json.loads((place / NUMBERS).read_bytes())
             if digest(place / TENSORS) != numbers["sha256"]:
                 raise ValueError(f"{TENSORS} was changed")
             found = State(int(numbers["step"]), dict(numbers["positions"]), numbers["fingerprint"], {})
