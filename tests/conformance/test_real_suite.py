@@ -42,7 +42,7 @@ def vectors(tmp_path):
     [
         ("tokens,vectors", "prompt-*,distinct-*,batch-*"),
         pytest.param("tokens,vectors", "*", marks=pytest.mark.long),
-        ("stages,laws", "prompt-*,distinct-*-reach-plus-one,batch-*"),
+        pytest.param("stages,laws", "prompt-*,distinct-*-reach-plus-one,batch-*", marks=pytest.mark.long),
         ("prompts", "prompt-*,dimensions-*,unrelated-*"),
     ],
 )

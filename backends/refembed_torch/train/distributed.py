@@ -1,5 +1,6 @@
 """One process, or many under torchrun. What every process computes alike is not sent; gradients and vectors are."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def world() -> World:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     processes.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(processes.destroy_process_group)  # its threads abort an interpreter that ends before them
     return World(processes.get_rank(), size, device)
 
 
