@@ -283,6 +283,20 @@ def test_shuffle_with_a_small_buffer(count: int, buffer: int, seed: int) -> None
     assert all(item < place + buffer for place, item in enumerate(found))
 
 
+def test_a_sorted_file_is_mixed(tmp_path: Path) -> None:
+    """Wrong if a short run on a file sorted by language, longer than the buffer, learns the first languages alone; or
+    if a pass that is read in parts loses an example or repeats one."""
+    file = write(tmp_path / "set.jsonl", [row(f"q{index}", f"p{index}") for index in range(1600)])
+    batches = batches_of([file], batch=10, buffer=160)
+    found = [rows_of(batches(index)) for index in range(160)]
+    assert sorted(chain(*found)) == list(range(1600))
+    beginning = np.bincount(np.array(found[:16]).reshape(-1) // 160, minlength=10)  # of 10 languages, a tenth of a pass
+    assert ((beginning - 16) ** 2 / 16).sum() < 32  # chi-squared of 9 degrees: beyond it once in 5,000
+    longer = batches_of([file], batch=10, buffer=2)  # more parts would be too many readings
+    assert sorted(chain(*(rows_of(longer(index)) for index in range(160)))) == list(range(1600))
+    assert longer.sources["set"].parts == data.READINGS
+
+
 def test_batches_are_of_even_length(tmp_path: Path) -> None:
     """Wrong if batches of a pool overlap in length, or come shortest first, which would be a schedule of its own."""
     lengths = np.random.default_rng(0).integers(1, 500, 256)
@@ -520,7 +534,12 @@ def test_rates_of_a_mixture(tmp_path: Path) -> None:
     sets = (SetSettings(tmp_path / "a.jsonl"), SetSettings(tmp_path / "b.jsonl.gz", rate=5.0))
     found = mixed(DataSettings(sets, mixture=file, expert=1))
     assert [one.rate for one in found.set] == [0.25, 0.75]
-    for wrong in (DataSettings(sets, mixture=file, expert=2), DataSettings(sets[:1], mixture=tmp_path / "none.json")):
+    (tmp_path / "zero.json").write_text('[{"rates": {"a": 0, "b": 0}}]')
+    for wrong in (
+        DataSettings(sets, mixture=file, expert=2),
+        DataSettings(sets[:1], mixture=tmp_path / "none.json"),
+        DataSettings(sets, mixture=tmp_path / "zero.json"),
+    ):
         with pytest.raises(RefembedError, match="has no mixture") as caught:
             mixed(wrong)
         assert caught.value.id == "train-config"

@@ -241,6 +241,7 @@ def test_malformed_lines_are_left_out_and_reported(tmp_path: Path) -> None:
     [
         ({"how": "model"}, "names none"),
         ({"set": []}, "names no set"),
+        ({"set": [{"file": "set.jsonl"}, {"file": "more/set.jsonl"}]}, "two sets are called set"),
         ({"out": "."}, "would be replaced"),
         ({"first": 5, "last": 4}, "last is 4"),
         ({"negatives": 0}, "negatives is 0"),

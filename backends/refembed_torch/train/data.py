@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,6 +70,7 @@ PLACES = 5  # malformed lines named in a report; all are counted
 LONGEST_ROW = 2**20  # bytes; with a buffer of such rows memory is still bounded
 LARGEST_SHARE = 0.2  # of a set that is held out: a small set is to be trained on, too
 POOL = 8  # batches sorted by length together: enough for batches of even length, few enough to stay a shuffle
+READINGS = 16  # of a file in a pass, at most: reading a line costs a hundredth of training on it
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class DataSettings:
     batch       examples a batch, all processes together; a set with fewer gives all it has
     hard        negatives used of each example, its first ones; examples with fewer are left out
     held_out    about so many examples of each set, at most a fifth, are kept for measuring and never trained on
-    buffer      rows in memory that the next is drawn from: a file sorted by something is mixed over such a stretch
+    buffer      rows in memory that the next is drawn from. A pass over more rows is made of parts of about so many, at
+                most 16, each drawn from the whole file: one sorted by language is mixed
     even        each group has the same share of the batches, in itself divided by rates
     mixture     a file that stage mixtures made, whose rates then hold; expert: which of its mixtures, 0 the best
     """
@@ -128,11 +130,16 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         at_least(self, context=3, batch=1, hard=0, held_out=0, buffer=1, expert=0)  # 3: BOS, one piece, EOS
-        repeated = [name for name, times in Counter(one.name for one in self.set).items() if times > 1]
-        if repeated:  # names are places in the random order and in states
-            raise ValueError(f"two sets are called {repeated[0]}; rename one file")
+        check_names(self.set)
         if not any(one.rate for one in self.set):
             raise ValueError("no set has a rate above 0")
+
+
+def check_names(sets: Sequence[SetSettings]) -> None:
+    """Raise ValueError where two are called the same: names are places in the random order, in states and folders."""
+    repeated = [name for name, times in Counter(one.name for one in sets).items() if times > 1]
+    if repeated:
+        raise ValueError(f"two sets are called {repeated[0]}; rename one file")
 
 
 def mixed(settings: DataSettings) -> DataSettings:
@@ -141,14 +148,13 @@ def mixed(settings: DataSettings) -> DataSettings:
         return settings
     try:
         rates = json.loads(settings.mixture.read_text())[settings.expert]["rates"]
-        found = tuple(replace(one, rate=float(rates[one.name])) for one in settings.set)
+        return replace(settings, set=tuple(replace(one, rate=float(rates[one.name])) for one in settings.set))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RefembedError(
             "train-config",
             f"{settings.mixture} has no mixture {settings.expert} of {', '.join(s.name for s in settings.set)}: "
             f"{type(error).__name__}: {error}",
         ) from error
-    return replace(settings, set=found)
 
 
 class Example(NamedTuple):
@@ -182,8 +188,10 @@ class MalformedError(ValueError):
     """A line that is no example, and why."""
 
 
-def read_examples(settings: SetSettings) -> Iterator[Example | str]:
+def read_examples(settings: SetSettings, wanted: Iterable[bool] = repeat(True)) -> Iterator[Example | str]:
     """The examples of a file, all negatives included, and for each malformed line "FILE:LINE: what is wrong".
+
+    wanted   for each line whether it is read; an endless row
 
     One line at a time is in memory. Raises RefembedError where the file cannot be read, has scores, or a row's task has
     no prompts.
@@ -192,9 +200,9 @@ def read_examples(settings: SetSettings) -> Iterator[Example | str]:
     kind_of(file, "query")
     try:
         with open_source(file) as handle:
-            for row, line in enumerate(lines_of(handle)):
+            for row, (line, chosen) in enumerate(zip(lines_of(handle), wanted, strict=False)):
                 line = line.removeprefix(BYTE_ORDER_MARK) if line and not row else line
-                if line is not None and not line.strip():
+                if not chosen or (line is not None and not line.strip()):
                     continue
                 place = f"{file}:{row + 1}"
                 try:
@@ -396,7 +404,7 @@ def report(file: Path, lines: int, malformed: int, faults: Sequence[str]) -> Non
 class Source:
     """One set's endless row of examples, batch by batch.
 
-    Pass p is the file in the order that seed, name and p give. Batches are the row of all passes cut into equal parts,
+    Pass p is the file in the order that seed, name and p give. Batches are the row of all passes cut into equal pieces,
     sorted by length within pools of a few batches.
     """
 
@@ -414,6 +422,7 @@ class Source:
             needed = f" with {data.hard} negatives" if data.hard else ""
             raise RefembedError("train-data", f"{settings.file} has no example{needed} to train on; give it the rate 0")
         self.size = max(min(data.batch, total), 1)  # no batch has an example twice because its set is small
+        self.parts = min(-(-total // data.buffer), READINGS)
         self.seek(0)
 
     def seek(self, position: int) -> None:
@@ -451,7 +460,7 @@ class Source:
         first, skipped = divmod(start, self.contents.trained)
         for number in count(first):
             seen = 0
-            for example in shuffled(self.read(), self.buffer, generator(self.seed, self.name, "pass", number)):
+            for example in self.one_pass(number):
                 seen += 1
                 if number > first or seen > skipped:
                     yield number, example
@@ -461,13 +470,26 @@ class Source:
                     f"{self.settings.file} has changed: {seen} examples to train on, {self.contents.trained} at first",
                 )
 
-    def read(self) -> Iterator[Example]:
-        """What is trained on, in the file's order."""
-        for found in read_examples(self.settings):
+    def one_pass(self, number: int) -> Iterator[Example]:
+        """Part by part, so that its beginning is a sample of the whole file, and a buffer that of a part."""
+        chance = generator(self.seed, self.name, "pass", number)
+        for part in range(self.parts):
+            lines = lines_in(part, self.parts, generator(self.seed, self.name, "parts", number))
+            yield from shuffled(self.read(lines), self.buffer, chance)
+
+    def read(self, lines: Iterable[bool]) -> Iterator[Example]:
+        """What is trained on of these lines, in the file's order."""
+        for found in read_examples(self.settings, lines):
             if isinstance(found, str) or len(found.negatives) < self.hard:
                 continue
             if place_of(found.query) >= self.contents.limit:
                 yield with_hard(found, self.hard)
+
+
+def lines_in(part: int, parts: int, chance: np.random.Generator) -> Iterator[bool]:
+    """For each line, without end, whether it is of this part: with the same chance every line is in one of them."""
+    while True:
+        yield from (chance.integers(parts, size=4096) == part).tolist()
 
 
 def bytes_of(example: Example) -> int:

@@ -24,7 +24,7 @@ from refembed.output import whole_file
 from refembed.progress import Progress
 
 from .config import at_least, read
-from .data import PLACES, Example, SetSettings, cut, folded, prompted, read_examples, report, sides_of
+from .data import PLACES, Example, SetSettings, check_names, cut, folded, prompted, read_examples, report, sides_of
 
 QUERIES_AT_ONCE = 64  # bounds the table of scores, which has a column for every text
 UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"  # Thai, Lao, kana, Han: no space stands between words
@@ -69,6 +69,7 @@ class MineSettings:
             raise ValueError('mines with a model and names none; give model, or how = "bm25"')
         if not self.set:
             raise ValueError("names no set to mine")
+        check_names(self.set)
         for one in self.set:
             if one.file.resolve().parent == self.out.resolve():
                 raise ValueError(f"out is the folder of {one.file}, which would be replaced")
