@@ -85,7 +85,10 @@ def test_the_chain_as_it_stands(data: Path, tmp_path: Path) -> None:
     check(out)
     soup = outcome(out, "soup")
     assert soup["soup"]["ndcg@10"] >= np.mean([part["ndcg@10"] for part in soup["parts"]])
-    assert np.mean([part["loss"] for part in soup["parts"]]) < outcome(out, "expert-0")["before"]["loss"]
+    for name in ("expert-0", "expert-1"):
+        assert outcome(out, name)["after"]["ndcg@10"] > outcome(out, name)["before"]["ndcg@10"], name
+    aware, unaware = (outcome(out, name)["after"] for name in ("aware", "unaware"))
+    assert aware["loss int4-block"] < unaware["loss int4-block"]
 
 
 FINETUNE = """
