@@ -280,6 +280,35 @@ def test_an_untrained_encoder_runs_by_the_same_table(place: Path) -> None:
     assert open_checkpoint(place / "decoder-only" / "model").stamp == stamp
 
 
+def test_a_folder_in_use_is_left_alone(place: Path, tmp_path: Path) -> None:
+    """Wrong if a second run writes its tokenizer into the folder of one that goes on."""
+    fcntl = pytest.importorskip("fcntl")
+    tables = {
+        "run": {"out": str(tmp_path), "steps": 1},
+        "optimizer": {"learning_rate": 1e-3},
+        "text": {"file": [{"path": str(place / "en.tsv.gz")}], "context": CONTEXT},
+        "fresh": {"vocabulary": 900, "width": 12, "mlp": 8, "layers": 1, "head": 4, "context": CONTEXT},
+    }
+    with (tmp_path / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(RefembedError, match="another process is training"):
+            run_pretrain(tables, tmp_path / "pretrain.toml")
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_paragraphs_without_tokens_are_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if text is left out of training in silence."""
+    stage = Pretrain(pretrain_settings(place))
+    whole = stage.tokenizer
+
+    def tokenize(texts: list[str]) -> list[Any]:
+        return [RefembedError("text-token", "spells <x>"), *whole(texts[1:])]
+
+    monkeypatch.setattr(stage, "tokenizer", tokenize)
+    with pytest.warns(UserWarning, match="a paragraph spells <x>; it is left out: 'bad one'"):
+        assert len(stage.rows(["bad one", "the window"], "here")) == 1
+
+
 @pytest.mark.long
 def test_two_processes_make_the_step_of_one(place: Path, tmp_path: Path) -> None:
     """Wrong if a target is weighed by whose process it falls to, or whole parameters differ from sharded ones: two

@@ -112,8 +112,13 @@ def test_malformed_lines_are_counted_and_placed(tmp_path: Path, reason: str) -> 
 def test_too_many_malformed_lines_stop_the_run(tmp_path: Path) -> None:
     """Wrong if one line in a hundred stops a run, or one more does not, or the report hides how many there are."""
     bad = [b"?"] * 10
-    with pytest.warns(UserWarning, match=r"10 of 1000 lines .*:991: not JSON.*:995: not JSON[^;]*; and 5 more\. They"):
-        batches_of([write(tmp_path / "just.jsonl", numbered(990) + bad)])
+    just = write(tmp_path / "just.jsonl", numbered(990) + bad)
+    with pytest.warns(
+        UserWarning, match=r"10 of 1000 lines .*:991: not JSON.*:993: not JSON[^;]*; and 7 more\. They"
+    ) as said:
+        batches_of([just])
+    (warning,) = said
+    assert len(str(warning.message)) < len(str(just)) + 200  # the folder once, not before every line
     with pytest.raises(RefembedError, match=r"10 of 999 lines are malformed.*More than 1% is too many") as caught:
         batches_of([write(tmp_path / "more.jsonl", numbered(989) + bad)])
     assert caught.value.id == "train-data"
@@ -240,7 +245,7 @@ def test_seek_goes_on_as_if_nothing_had_happened(
 def test_seek_refuses_other_sets_and_parts_of_batches(tmp_path: Path) -> None:
     """Wrong if a state of other data or batch sizes is taken for one of this run."""
     batches = batches_of([write(tmp_path / "set.jsonl", numbered(50))], batch=4)
-    for positions in ({"other": 8}, {}, {"set": 6}):
+    for positions in ({"other": 8}, {}, batches.positions() | {"set": 6}):
         with pytest.raises(RefembedError) as caught:
             batches.seek(positions)
         assert caught.value.id == "train-state"
@@ -470,7 +475,39 @@ def test_a_text_without_tokens_is_left_out(tmp_path: Path) -> None:
         batch = batches(0)
     assert sorted(rows_of(batch)) == [0, 2]
     assert len(batch.queries) == len(batch.positives) == len(batch.negatives) == 2
-    assert batches.positions() == {"set": 3}
+    assert batches.positions()["set"] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches(1)  # of the next pass, which says nothing new
+
+
+def test_many_texts_without_tokens_are_few_warnings(tmp_path: Path) -> None:
+    """Wrong if a file that spells such a token in each line says so for each, or a batch of nothing goes on to the
+    losses, whose error would name no file.
+    """
+    file = write(tmp_path / "set.jsonl", numbered(12))
+
+    def tokenize(texts: Sequence[str]) -> list[Any]:
+        return [RefembedError("text-token", "spells <x>")] * len(texts)
+
+    batches = Batches(DataSettings((SetSettings(file),), held_out=0), 0, tokenize)
+    with (
+        pytest.warns(UserWarning, match="it is left out") as said,
+        pytest.raises(RefembedError, match=r"set\.jsonl: all examples of a batch were left out"),
+    ):
+        batches(0)
+    assert len(said) == data.PLACES
+    assert "of more such lines" in str(said[-1].message)
+
+
+def test_a_negative_that_the_context_makes_the_positive_is_left_out(tmp_path: Path) -> None:
+    """Wrong if a text is pushed away as the hard negative of what it answers, since both are the same up to the cut."""
+    long = "x" * 40
+    rows = [row("q0", long + "a", negative=long + "b"), row("q1", "c", negative=long)]
+    batches = batches_of([write(tmp_path / "set.jsonl", rows)], hard=1, context=30)
+    with pytest.warns(UserWarning, match=r"set\.jsonl:1: cut to 30 tokens a negative is the positive; it is left out"):
+        assert rows_of(batches(0)) == [1]
+    assert len(batches_of([tmp_path / "set.jsonl"], hard=1, context=80)(0).examples) == 2
 
 
 def test_a_file_that_changes_stops_the_run(tmp_path: Path) -> None:
@@ -480,6 +517,20 @@ def test_a_file_that_changes_stops_the_run(tmp_path: Path) -> None:
     write(file, numbered(20))
     with pytest.raises(RefembedError, match="has changed: 20 examples to train on, 30 at first"):
         list(map(batches, range(9)))
+
+
+def test_a_file_changed_between_kill_and_resume_is_refused(tmp_path: Path) -> None:
+    """Wrong if a run goes on in a file of as many lines but other ones, where every position means something else."""
+    file = write(tmp_path / "set.jsonl", numbered(30))
+    batches = batches_of([file], batch=10)
+    batches(0)
+    positions = json.loads(json.dumps(batches.positions()))
+    write(file, numbered(30)[::-1])
+    with pytest.raises(RefembedError, match=r"set\.jsonl was changed since the state was kept") as caught:
+        batches_of([file], batch=10).seek(positions)
+    assert caught.value.id == "train-state"
+    write(file, numbered(30))
+    batches_of([file], batch=10).seek(positions)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from support import SMALL, random_ids
 from torch import Tensor
 from torch.nn import functional
 
+from refembed.errors import RefembedError
 from refembed.reference import decoder as reference
 from refembed.reference.decoder import origins
 from refembed.reference.ul2 import Corrupted
@@ -149,6 +150,19 @@ def test_copies_begin_as_what_they_were_copied_from(gemma: tuple[Path, object]) 
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     for name in causal_shapes(start.config):
         assert torch.equal(model.get_parameter(name), peer.get_parameter(f"model.{name}")), name
+
+
+def test_targets_that_no_model_has_are_refused() -> None:
+    """Wrong if the last token, which is only a target, ends the process's use of a GPU; or if of two lists of unequal
+    length the end of one is dropped."""
+    model, wrong = encoder_decoder(), SMALL.vocabulary
+    sources, targets = examples()
+    with pytest.raises(RefembedError, match=f"holds token {wrong}"):
+        model(sources, [*targets[:-1], np.array([5, wrong])])
+    with pytest.raises(RefembedError, match=f"holds token {wrong}"):
+        CausalModel(SMALL)([np.array([2, 5, wrong])])
+    with pytest.raises(RefembedError, match="4 sources and 3 texts of the decoder"):
+        model(sources, targets[:-1])
 
 
 def test_cross_attention_has_an_effect() -> None:

@@ -110,6 +110,42 @@ def test_model_takes_the_nearest_text(tmp_path: Path, model: refembed.Embedder) 
     assert taken >= 4
 
 
+def test_texts_without_a_vector_are_neither_mined_nor_mined_for(
+    tmp_path: Path, model: refembed.Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong if a query that has no vector gets any text as its hard negative, or a text that has none is one: of both
+    no cosine is known. Texts go to the model in lots, too."""
+    rows: list[dict[str, Any] | str] = [{"query": f"q {text}", "positive": f"p {text}"} for text in "abcdef"]
+    rows[1] = {"query": "q <x>", "positive": "p b"}
+    rows[4] = {"query": "q e", "positive": "p <x>"}
+    one = SetSettings(write(tmp_path / "set.jsonl", rows))
+    chosen = MineSettings(tmp_path / "out", (one,), model=DEFAULT_MODEL, backend="numpy", negatives=9, margin=0)
+    ranking, whole = mining.ByModel(chosen), mining.ByModel(chosen)
+
+    def tokenize(texts: list[str]) -> list[Any]:
+        found = model.tokenizer(texts)
+        return [
+            RefembedError("text-token", "spells <x>") if "<x>" in text else ids
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    monkeypatch.setattr(ranking.model, "tokenizer", tokenize)
+    monkeypatch.setattr(mining, "TEXTS_AT_ONCE", 2)
+    pool = Pool(one)
+    for table in (ranking, whole):
+        table.index(pool.documents)
+    np.testing.assert_allclose(ranking.stored[[0, 5]], whole.stored[[0, 5]], atol=1e-6)
+    examples = [found for found in read_examples(one) if isinstance(found, Example)]
+    scores = ranking.scores([mining.sides_of(one, example)[0] for example in examples])
+    found = [
+        [text for _, text, _ in pool.negatives(example, row, chosen, ranking.least)]
+        for example, row in zip(examples, scores, strict=True)
+    ]
+    assert found[1] == found[4] == []
+    assert any(found)
+    assert not any("p <x>" in texts for texts in found)
+
+
 @settings(max_examples=60)
 @given(
     rows=some.lists(

@@ -57,6 +57,24 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert RawText(settings, 4).take(0) != steps[0]
 
 
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    """Wrong if a run goes on in another text, at once or after a state, or reads one that became empty for ever."""
+    texts = [f"text {number}" for number in range(40)]
+    file = write(tmp_path / "en.tsv.gz", texts)
+    settings = TextSettings((TextFile(file),), batch=7, held_out=5)
+    text = RawText(settings, 3)
+    text.take(0)
+    positions = text.positions()
+    write(file, texts[::-1])
+    with pytest.raises(RefembedError, match=r"en\.tsv\.gz was changed since the state was kept") as caught:
+        RawText(settings, 3).seek(positions)
+    assert caught.value.id == "train-state"
+    found = source(file)
+    write(file, texts[:20])
+    with pytest.raises(RefembedError, match=r"en\.tsv\.gz has changed: \d+ paragraphs to train on, \d+ at first"):
+        [found.take() for _ in range(200)]
+
+
 def test_rates_are_kept(tmp_path: Path) -> None:
     """Wrong if a language is read as often whatever its rate says; the bounds are five deviations."""
     files = [write(tmp_path / f"{name}.tsv.gz", [f"{name} {n}" for n in range(40)]) for name in ("aa", "bb", "cc")]

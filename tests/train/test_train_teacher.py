@@ -19,6 +19,7 @@ from refembed_torch.train.teacher import Store, Teacher, TeacherSettings, open_t
 from safetensors.numpy import save_file
 
 import refembed
+from refembed import backend
 from refembed.embedder import DEFAULT_MODEL
 from refembed.errors import RefembedError
 
@@ -91,7 +92,7 @@ def test_without_negatives(tmp_path: Path) -> None:
 
 def test_texts_are_cut_to_the_context(tmp_path: Path) -> None:
     """Wrong if the teacher reads more of a text than the student, or loses its end token."""
-    batches = batches_of(tmp_path, context=8)
+    batches = batches_of(tmp_path, hard=0, context=8)
     found = model_teacher(batches, tmp_path)
     batch = batches(0)
     queries = found(batch).queries
@@ -107,9 +108,10 @@ def test_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     calls = calls_of(monkeypatch)
     batches = batches_of(tmp_path)
     first = model_teacher(batches, tmp_path)
+    start = batches.positions()
     expected = [first(batches(index)) for index in range(6)]
     assert sum(calls) == 6 * 3
-    batches.seek({"set": 0})
+    batches.seek(start)
     again = model_teacher(batches, tmp_path)
     for index in range(6):
         for one, other in zip(again(batches(index)), expected[index], strict=True):
@@ -145,6 +147,46 @@ def test_vectors_of_other_circumstances_are_not_taken(
         dense.write_bytes(stored[:-2] + bytes([stored[-2] ^ 1]) + stored[-1:])  # the last bit of one number
     model_teacher(other, tmp_path, **options)(other(0))
     assert len(calls) == before + 1
+
+
+def test_vectors_of_another_backend_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a run that goes on where another backend is the best mixes its vectors with the first one's."""
+    calls = calls_of(monkeypatch)
+    batches = batches_of(tmp_path)
+    batch, found = batches(0), []
+    for name in ("numpy", "torch", "numpy"):
+        chosen = backend.choose_backend(name)[0]
+        monkeypatch.setattr(type(chosen), "priority", 10 + len(found))  # the best from now on
+        model_teacher(batches, tmp_path, backend="")(batch)
+        found.append(len(calls))
+    assert found == [1, 2, 2]
+    model_teacher(batches, tmp_path, backend="numpy")(batch)
+    assert len(calls) == 2  # named or found: the same one
+
+
+def test_a_folder_is_digested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a teacher's weights are read anew for every set."""
+    digested: list[Path] = []
+    monkeypatch.setattr(teacher, "digest_of_folder", lambda folder: digested.append(folder) or "digest")
+    model = object.__new__(teacher.SentenceTransformersModel)
+    model.settings, model.context = TeacherSettings("sentence-transformers", tmp_path), 8
+    assert model.marks == model.marks
+    assert digested == [tmp_path]
+
+
+def test_a_text_that_the_teacher_cannot_read_is_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a run ends at a text without saying in which line of which file it stands."""
+    batches = batches_of(tmp_path)
+    found = model_teacher(batches, tmp_path)
+    batch = batches(0)
+
+    def fault(self: teacher.RefembedModel, sides: Sequence[tuple[str, str, str]]) -> Any:
+        raise RefembedError("text-token", "spells <x>", 7)  # the second text of the third example
+
+    monkeypatch.setattr(teacher.RefembedModel, "__call__", fault)
+    row = batch.examples[2].row
+    with pytest.raises(RefembedError, match=rf"set\.jsonl:{row + 1}: the teacher: spells <x>"):
+        found(batch)
 
 
 def test_store_survives_a_kill_at_any_byte(tmp_path: Path) -> None:
@@ -192,11 +234,12 @@ def test_a_killed_run_asks_for_the_same_lots(tmp_path: Path, monkeypatch: pytest
     """Wrong if after a kill within a lot the model is asked for a part of it, where a text may get another last bit."""
     calls = calls_of(monkeypatch)
     batches = batches_of(tmp_path)
+    start = batches.positions()
     found = model_teacher(batches, tmp_path)
     found(batches(0))
     (file,) = (tmp_path / "teacher").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    batches.seek({"set": 0})
+    batches.seek(start)
     model_teacher(batches, tmp_path)(batches(0))
     assert calls == [12, 12]
 
@@ -285,6 +328,13 @@ def test_files_that_do_not_fit(tmp_path: Path, form: str, found: dict[str, np.nd
     with pytest.raises(RefembedError, match=reason) as caught:
         file_teacher(batches, tmp_path / "vectors")(batches(0))
     assert caught.value.id == "train-data"
+
+
+def test_files_of_too_few_rows_are_found_out_before_training(tmp_path: Path) -> None:
+    """Wrong if a table that ends before the set's file does ends the run only when that line comes, hours later."""
+    write_tables(tmp_path / "vectors", "float32", tables(rows=5))
+    with pytest.raises(RefembedError, match=r"queries of set are a table \(5, 5\); 6 rows or more needed"):
+        file_teacher(batches_of(tmp_path), tmp_path / "vectors")
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:

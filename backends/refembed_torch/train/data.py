@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count, islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from refembed.textfiles import BYTE_ORDER_MARK, kind_of, lines_of, open_source, 
 
 from .chance import generator
 from .config import at_least
+from .state import digest
 
 IntArray = NDArray[np.int64]
 Item = TypeVar("Item")
@@ -66,7 +67,7 @@ TASKS = {
 }
 
 MALFORMED = 0.01  # the greatest share of a file's lines; beyond it the file is not what its name says
-PLACES = 5  # malformed lines named in a report; all are counted
+PLACES = 3  # lines named in a report; all are counted
 LONGEST_ROW = 2**20  # bytes; with a buffer of such rows memory is still bounded
 LARGEST_SHARE = 0.2  # of a set that is held out: a small set is to be trained on, too
 POOL = 8  # batches sorted by length together: enough for batches of even length, few enough to stay a shuffle
@@ -147,7 +148,7 @@ def mixed(settings: DataSettings) -> DataSettings:
     if settings.mixture is None:
         return settings
     try:
-        rates = json.loads(settings.mixture.read_text())[settings.expert]["rates"]
+        rates = json.loads(settings.mixture.read_bytes())[settings.expert]["rates"]
         return replace(settings, set=tuple(replace(one, rate=float(rates[one.name])) for one in settings.set))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RefembedError(
@@ -189,7 +190,7 @@ class MalformedError(ValueError):
 
 
 def read_examples(settings: SetSettings, wanted: Iterable[bool] = repeat(True)) -> Iterator[Example | str]:
-    """The examples of a file, all negatives included, and for each malformed line "FILE:LINE: what is wrong".
+    """The examples of a file, all negatives included, and for each malformed line "NAME:LINE: what is wrong".
 
     wanted   for each line whether it is read; an endless row
 
@@ -208,7 +209,7 @@ def read_examples(settings: SetSettings, wanted: Iterable[bool] = repeat(True)) 
                 try:
                     yield example_of(object_of(line), row, settings, place)
                 except MalformedError as fault:
-                    yield f"{place}: {fault}"
+                    yield f"{settings.file.name}:{row + 1}: {fault}"
     except (OSError, EOFError, zlib.error) as error:
         raise RefembedError("train-data", f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -222,7 +223,7 @@ def object_of(line: bytes | None) -> dict[str, Any]:
     try:
         entry = json.loads(decoded.text)
     except (ValueError, RecursionError) as error:
-        raise MalformedError(f"not JSON: {error}") from error
+        raise MalformedError(f"not JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(entry, dict):
         raise MalformedError(f"a JSON object is needed, not {type(entry).__name__}")
     return entry
@@ -339,12 +340,14 @@ class Contents(NamedTuple):
     """What a first reading of a file found.
 
     trained    examples left to train on; limit: those whose query's place is below it are held out
+    rows       how many lines of the file there are up to the last that counts
     held_out   the examples kept for measuring
     type       of most of its tasks
     lines      blank ones not counted, malformed of them, and faults: what is wrong with the first of these
     """
 
     trained: int
+    rows: int
     limit: float
     held_out: list[Example]
     type: str
@@ -358,7 +361,7 @@ def survey(settings: SetSettings, hard: int, held_out: int) -> Contents:
 
     Warns of malformed lines. Raises RefembedError where they are more than 1 %.
     """
-    lines = good = usable = 0
+    lines = good = usable = rows = 0
     faults: list[str] = []
     tasks: Counter[str] = Counter()
     nearest: list[tuple[float, Example]] = []
@@ -371,7 +374,7 @@ def survey(settings: SetSettings, hard: int, held_out: int) -> Contents:
         tasks[TASKS[found.task].type if found.task in TASKS else ""] += 1
         if len(found.negatives) < hard:
             continue
-        usable += 1
+        usable, rows = usable + 1, found.row + 1
         place = place_of(found.query)
         if place < limit_of(held_out, good):  # the limit only falls, so nothing that counts in the end is passed over
             nearest.append((place, with_hard(found, hard)))
@@ -379,7 +382,7 @@ def survey(settings: SetSettings, hard: int, held_out: int) -> Contents:
     limit = limit_of(held_out, good)  # of all rows: the same examples are held out with negatives and without
     kept = [example for place, example in nearest if place < limit]
     commonest = tasks.most_common(1)[0][0] if tasks else ""
-    return Contents(usable - len(kept), limit, kept, commonest, lines, lines - good, tuple(faults))
+    return Contents(usable - len(kept), rows, limit, kept, commonest, lines, lines - good, tuple(faults))
 
 
 def limit_of(held_out: int, rows: int) -> float:
@@ -401,6 +404,47 @@ def report(file: Path, lines: int, malformed: int, faults: Sequence[str]) -> Non
     warnings.warn(f"{told}. They are left out", stacklevel=2)
 
 
+MARK = "sha256/"  # before a name, which has no such stroke
+
+
+def mark_of(file: Path) -> int:
+    """What tells a file from one of other contents: the first 48 bits of its SHA-256, which all JSON readers keep."""
+    return int(digest(file)[:12], 16)
+
+
+class Readable(Protocol):
+    """A file that is read for ever. position: how much of it has been given; mark: mark_of it."""
+
+    name: str
+    file: Path
+    position: int
+    mark: int
+
+    def seek(self, position: int) -> None: ...
+
+
+def positions_of(sources: Iterable[Readable]) -> dict[str, int]:
+    """Where reading stands in each file by name, and after MARK its mark."""
+    found = list(sources)
+    return {one.name: one.position for one in found} | {MARK + one.name: one.mark for one in found}
+
+
+def seek_in(sources: Iterable[Readable], positions: Mapping[str, int]) -> None:
+    """Go on from what positions_of gave. Raises RefembedError where files are others, or were changed since."""
+    found = list(sources)
+    if positions.keys() != positions_of(found).keys():
+        raise RefembedError(
+            "train-state", f"the state is of {', '.join(positions)}; here are {', '.join(positions_of(found))}"
+        )
+    for one in found:
+        if positions[MARK + one.name] != one.mark:
+            raise RefembedError(
+                "train-state", f"{one.file} was changed since the state was kept; put it back, or give another out"
+            )
+    for one in found:
+        one.seek(positions[one.name])
+
+
 class Source:
     """One set's endless row of examples, batch by batch.
 
@@ -409,14 +453,10 @@ class Source:
     """
 
     def __init__(self, settings: SetSettings, data: DataSettings, seed: int) -> None:
-        self.settings, self.name, self.hard, self.buffer, self.seed = (
-            settings,
-            settings.name,
-            data.hard,
-            data.buffer,
-            seed,
-        )
+        self.settings, self.name, self.file = settings, settings.name, settings.file
+        self.hard, self.buffer, self.seed = data.hard, data.buffer, seed
         self.contents = survey(settings, data.hard, data.held_out)
+        self.mark = mark_of(self.file)
         total = self.contents.trained
         if settings.rate and not total:
             needed = f" with {data.hard} negatives" if data.hard else ""
@@ -530,6 +570,7 @@ class Batches:
             settings.even,
         )
         self.index = 0
+        self.told: dict[Path, set[int]] = {}
 
     def __call__(self, index: int) -> Batch:
         """The batch of a step; steps come in order, from 0 or from where seek has gone."""
@@ -539,34 +580,48 @@ class Batches:
         return self.batch(name, self.sources[name].take())
 
     def batch(self, name: str, examples: Sequence[Example]) -> Batch:
-        """Examples as tokens. One that spells a token the model has no vector for is left out with a warning."""
+        """Examples as tokens. One is left out with a warning that spells a token the model has no vector for, or of
+        which the context leaves the same of a negative as of the positive.
+
+        Raises RefembedError where none is left.
+        """
         settings = self.sources[name].settings
         texts = [texts_of(settings, example) for example in examples]
         found = iter(self.tokenize([text for own in texts for text in own]))
         rows = [list(islice(found, len(own))) for own in texts]
         good, ids = [], []
         for example, row in zip(examples, rows, strict=True):
-            faults = [one for one in row if isinstance(one, RefembedError)]
-            if faults:
-                warnings.warn(f"{settings.file}:{example.row + 1}: {faults[0].reason}; it is left out", stacklevel=2)
-                continue
-            good.append(example)
-            ids.append([cut(one, self.settings.context) for one in row if not isinstance(one, RefembedError)])
+            own = [cut(one, self.settings.context) for one in row if not isinstance(one, RefembedError)]
+            if len(own) < len(row):
+                self.leave_out(settings.file, example, *(one.reason for one in row if isinstance(one, RefembedError)))
+            elif any(np.array_equal(own[1], negative) for negative in own[2:]):
+                self.leave_out(
+                    settings.file, example, f"cut to {self.settings.context} tokens a negative is the positive"
+                )
+            else:
+                good.append(example)
+                ids.append(own)
+        if not good:
+            raise RefembedError("train-data", f"{settings.file}: all examples of a batch were left out; mend the file")
         negatives = [one for row in ids for one in row[2:]]
         return Batch(name, tuple(good), [row[0] for row in ids], [row[1] for row in ids], negatives)
 
+    def leave_out(self, file: Path, example: Example, *reasons: str) -> None:
+        """Say so, of each line once, and of a file's first few alone."""
+        told = self.told.setdefault(file, set())
+        if example.row in told or len(told) == PLACES:
+            return
+        told.add(example.row)
+        more = "; of more such lines of the file nothing is said" if len(told) == PLACES else ""
+        warnings.warn(f"{file}:{example.row + 1}: {reasons[0]}; it is left out{more}", stacklevel=3)
+
     def positions(self) -> dict[str, int]:
-        """How many examples of each set have been given."""
-        return {name: source.position for name, source in self.sources.items()}
+        """How many examples of each set have been given, and what its file is known by."""
+        return positions_of(self.sources.values())
 
     def seek(self, positions: Mapping[str, int]) -> None:
         """Go on from what positions() gave, as if all before had been read."""
-        if set(positions) != set(self.sources):
-            raise RefembedError(
-                "train-state", f"the state is of the sets {', '.join(positions)}; here are {', '.join(self.sources)}"
-            )
-        for name, source in self.sources.items():
-            source.seek(positions[name])
+        seek_in(self.sources.values(), positions)
         self.index = sum(source.position // source.size for source in self.sources.values())
 
     def held_out(self) -> dict[str, list[Example]]:

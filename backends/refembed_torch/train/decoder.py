@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from refembed.checkpoint import TABLE
+from refembed.errors import RefembedError
 from refembed.reference import FULL, Config
 from refembed.reference.decoder import origins
 
@@ -323,9 +324,20 @@ class CausalModel(Trained):
 
         texts    id arrays of at least two tokens, BOS first
         """
+        check_texts(texts, self.config)  # the last token too, which is only a target
         states = self.states([text[:-1] for text in texts])
         targets = torch.from_numpy(np.concatenate([text[1:] for text in texts])).to(states.device)
         return cross_entropy(states, self.get_parameter(TABLE), targets, self.dtype)
+
+
+def check_pairs(sources: Texts, others: Texts, config: Config) -> None:
+    """Raise RefembedError where an id array is none of this model's, or there are not as many on both sides."""
+    for texts in (sources, others):
+        check_texts(texts, config)
+    if len(sources) != len(others):
+        raise RefembedError(
+            "ids-invalid", f"{len(sources)} sources and {len(others)} texts of the decoder; as many of both needed"
+        )
 
 
 class EncoderDecoder(Trained):
@@ -340,8 +352,7 @@ class EncoderDecoder(Trained):
         sources   what the encoder reads, id arrays
         inputs    what the decoder reads, one for each source
         """
-        for texts in (sources, inputs):
-            check_texts(texts, self.config)
+        check_pairs(sources, inputs, self.config)
         parameters = dict(self.named_parameters())
         device, config = parameters[TABLE].device, self.config
         setup = self.setup()
@@ -361,6 +372,7 @@ class EncoderDecoder(Trained):
 
         sources, targets   id arrays; the decoder reads BOS and then the target without its last
         """
+        check_pairs(sources, targets, self.config)
         states = self.states(sources, [np.concatenate([[self.config.bos], target[:-1]]) for target in targets])
         wanted = torch.from_numpy(np.concatenate(targets)).to(states.device)
         return cross_entropy(states, self.get_parameter(TABLE), wanted, self.dtype)

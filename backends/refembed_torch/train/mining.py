@@ -26,6 +26,7 @@ from refembed.progress import Progress
 from .config import at_least, read
 from .data import PLACES, Example, SetSettings, check_names, cut, folded, prompted, read_examples, report, sides_of
 
+TEXTS_AT_ONCE = 8192  # whose tokens are in memory together
 QUERIES_AT_ONCE = 64  # bounds the table of scores, which has a column for every text
 UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"  # Thai, Lao, kana, Han: no space stands between words
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
@@ -210,16 +211,19 @@ class ByModel:
         self.stored = np.empty((0, self.model.config.dimensions), np.float32)
 
     def index(self, documents: Sequence[Side]) -> None:
-        self.stored = self.vectors(documents)
+        lots = [documents[at : at + TEXTS_AT_ONCE] for at in range(0, len(documents), TEXTS_AT_ONCE)]
+        self.stored = np.concatenate([self.vectors(lot) for lot in lots])
 
     def scores(self, queries: Sequence[Side]) -> Scores:
         return self.vectors(queries) @ self.stored.T
 
     def vectors(self, sides: Sequence[Side]) -> Scores:
-        """Unit vectors (texts, dimensions); zeros for a text that spells a token without a vector."""
+        """Unit vectors (texts, dimensions); NaN, which no text is compared with, for one that spells a token without a
+        vector.
+        """
         found = self.model.tokenizer([prompted(*side) for side in sides])
         good = {index: cut(ids, self.context) for index, ids in enumerate(found) if not isinstance(ids, RefembedError)}
-        vectors = np.zeros((len(sides), self.model.config.dimensions), np.float32)
+        vectors = np.full((len(sides), self.model.config.dimensions), np.nan, np.float32)
         vectors[list(good)] = self.model.encode_tokens(list(good.values()), self.model.config.dimensions)
         return vectors
 

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from refembed.textfiles import BYTE_ORDER_MARK, lines_of, open_source, read_line
 
 from .chance import generator
 from .config import at_least
-from .data import LONGEST_ROW, PLACES, limit_of, place_of, report, shuffled
+from .data import LONGEST_ROW, PLACES, limit_of, mark_of, place_of, positions_of, report, seek_in, shuffled
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_paragraphs(file: Path) -> Iterator[tuple[str, bool]]:
                 if line is not None and not line.strip():
                     continue
                 paragraph, fault = paragraph_of(line)
-                yield (f"{file}:{number}: {fault}", False) if fault else (paragraph, True)
+                yield (f"{file.name}:{number}: {fault}", False) if fault else (paragraph, True)
     except (OSError, EOFError, zlib.error) as error:
         raise RefembedError("train-data", f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -98,8 +98,10 @@ class TextSource:
     """
 
     def __init__(self, settings: TextFile, held_out: int, buffer: int, seed: int) -> None:
-        self.settings, self.buffer, self.seed = settings, buffer, seed
+        self.settings, self.name, self.file = settings, settings.name, settings.path
+        self.buffer, self.seed = buffer, seed
         self.survey(held_out)
+        self.mark = mark_of(self.file)
         self.seek(0)
 
     def survey(self, held_out: int) -> None:
@@ -133,8 +135,15 @@ class TextSource:
     def paragraphs(self, start: int) -> Iterator[str]:
         first, skipped = divmod(start, self.trained)
         for number in count(first):
-            order = shuffled(self.read(), self.buffer, generator(self.seed, "text", self.settings.name, number))
-            yield from islice(order, skipped if number == first else 0, None)
+            seen = 0
+            for text in shuffled(self.read(), self.buffer, generator(self.seed, "text", self.name, number)):
+                seen += 1
+                if number > first or seen > skipped:
+                    yield text
+            if seen != self.trained:
+                raise RefembedError(
+                    "train-data", f"{self.file} has changed: {seen} paragraphs to train on, {self.trained} at first"
+                )
 
     def read(self) -> Iterator[str]:
         found = (text for text, sound in read_paragraphs(self.settings.path) if sound)
@@ -175,11 +184,7 @@ class RawText:
         ]
 
     def positions(self) -> dict[str, int]:
-        return {source.settings.name: source.position for source in self.sources}
+        return positions_of(self.sources)
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        names: Sequence[str] = [source.settings.name for source in self.sources]
-        if set(positions) != set(names):
-            raise RefembedError("train-state", f"the state is of {', '.join(positions)}; here are {', '.join(names)}")
-        for source in self.sources:
-            source.seek(positions[source.settings.name])
+        seek_in(self.sources, positions)

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refembed.errors import RefembedError
-
-from ..layout import whole_folder
+from refembed.layout import whole_folder
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import refembed
+from refembed.backend import choose_backend, choose_precision
 from refembed.checkpoint import open_checkpoint
 from refembed.embedder import raise_first
 from refembed.errors import RefembedError
@@ -23,6 +24,7 @@ from refembed.stored import open_tensors, widen
 
 from .data import Batch, Batches, Example, SetSettings, cut, prompted, sides_of
 from .distributed import gather_rows, world
+from .state import digest
 
 Rows = NDArray[np.float32]  # (examples, 2 + hard, width): query, positive, negatives
 SIDES = ("queries", "positives", "negatives")
@@ -102,17 +104,19 @@ class RefembedModel:
     def __init__(self, settings: TeacherSettings, context: int) -> None:
         self.settings, self.context = settings, context
         self.checkpoint = open_checkpoint(settings.folder)
+        self.backend, _ = choose_backend(settings.backend or None)
+        self.precision = choose_precision(self.backend, settings.precision or None)
         self.width = self.checkpoint.config.dimensions
 
     @property
     def marks(self) -> list[str | int]:
         """All that its vectors depend on beside the texts."""
-        return [self.checkpoint.digest, self.settings.backend, self.settings.precision, self.context]
+        device = getattr(self.backend, "device", lambda: "cpu")()
+        return [self.checkpoint.digest, self.backend.name, device, self.precision, self.context]
 
     @cached_property
     def model(self) -> refembed.Embedder:
-        chosen = self.settings
-        return refembed.load(chosen.folder, backend=chosen.backend or None, precision=chosen.precision or None)
+        return refembed.load(self.settings.folder, backend=self.backend.name, precision=self.precision)
 
     def __call__(self, sides: Sequence[tuple[str, str, str]]) -> Rows:
         ids = raise_first(self.model.tokenizer([prompted(*side) for side in sides]))
@@ -142,9 +146,9 @@ class SentenceTransformersModel:
         self.model.max_seq_length = min(context, self.model.max_seq_length or context)
         self.width = len(self.model.encode("a", prompt=""))
 
-    @property
+    @cached_property
     def marks(self) -> list[str | int]:
-        return [digest_of_folder(self.settings.folder), self.settings.prompts, self.context]
+        return [digest_of_folder(self.settings.folder), world().device.type, self.settings.prompts, self.context]
 
     def __call__(self, sides: Sequence[tuple[str, str, str]]) -> Rows:
         if self.settings.prompts == "refembed":
@@ -161,15 +165,10 @@ class SentenceTransformersModel:
         return np.asarray(encode(texts, show_progress_bar=False, convert_to_numpy=True, **options), np.float32)
 
 
-def digest_of_file(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def digest_of_folder(folder: Path) -> str:
     """Of the names and contents of all files in it."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    parts = [f"{file.relative_to(folder)} {digest_of_file(file)}" for file in files]
+    parts = [f"{file.relative_to(folder)} {digest(file)}" for file in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -187,14 +186,20 @@ class Kept:
         missing = {example.row: example for example in examples if example.row not in store.places}
         if missing:
             sides = [side for example in missing.values() for side in sides_of(settings, example)]
-            found = self.model(sides).reshape(len(missing), 2 + hard, self.width)
+            try:
+                found = self.model(sides).reshape(len(missing), 2 + hard, self.width)
+            except RefembedError as error:
+                if error.index is None:
+                    raise
+                row = list(missing)[error.index // (2 + hard)]
+                raise RefembedError("train-data", f"{settings.file}:{row + 1}: the teacher: {error.reason}") from error
             if not np.isfinite(found).all():
                 raise RefembedError("train-data", f"the teacher gave NaN or infinity for texts of {settings.file}")
             store.add(list(missing), found)
         return store.get([example.row for example in examples])
 
     def open(self, settings: SetSettings, hard: int) -> "Store":
-        own = [digest_of_file(settings.file), settings.query_task, settings.positive_task, hard]
+        own = [digest(settings.file), settings.query_task, settings.positive_task, hard]
         key = hashlib.sha256(json.dumps([*self.model.marks, *own]).encode()).hexdigest()[:16]
         here = world()  # no process sees another's, or a run that goes on would find more than it did the first time
         return Store(self.folder / f"{settings.name}.{key}.{here.rank}-of-{here.size}", (2 + hard, self.width))
@@ -280,18 +285,13 @@ class Files:
                 f"{settings.folder}: vectors of {' and '.join(map(str, sorted(widths)))} numbers, one needed",
             )
         (self.width,) = widths
+        for name, tables in self.tables.items():
+            check_tables(name, tables, batches.sources[name].contents.rows, batches.settings.hard)
 
     def __call__(self, settings: SetSettings, examples: Sequence[Example], hard: int) -> Rows:
         tables = self.tables[settings.name]
         rows = np.array([example.row for example in examples], np.int64)
         found = np.empty((len(rows), 2 + hard, self.width), np.float32)
-        last = int(rows.max(initial=-1))
-        for side, table in tables.items():
-            if len(table) <= last or (side == "negatives" and table.shape[1] < hard):
-                needed = f"{last + 1} rows or more" + (f", {hard} vectors in each" if side == "negatives" else "")
-                raise RefembedError(
-                    "train-data", f"the teacher's {side} of {settings.name} are a table {table.shape}; {needed} needed"
-                )
         found[:, 0], found[:, 1] = (widen(tables[side][rows], np.float32) for side in SIDES[:2])
         if hard:
             found[:, 2:] = widen(tables["negatives"][rows, :hard], np.float32)
@@ -299,6 +299,16 @@ class Files:
             row = rows[~np.isfinite(found).all(axis=(1, 2))][0]
             raise RefembedError("train-data", f"the teacher has no vectors for {settings.file}:{row + 1}")
         return found
+
+
+def check_tables(name: str, tables: Mapping[str, NDArray[Any]], rows: int, hard: int) -> None:
+    """Raise RefembedError where a table has fewer rows than its set has lines, or fewer negatives than are used."""
+    for side, table in tables.items():
+        if len(table) < rows or (side == "negatives" and table.shape[1] < hard):
+            needed = f"{rows} rows or more" + (f", {hard} vectors in each" if side == "negatives" else "")
+            raise RefembedError(
+                "train-data", f"the teacher's {side} of {name} are a table {table.shape}; {needed} needed"
+            )
 
 
 def table_of(folder: Path, name: str, side: str) -> NDArray[Any]:
