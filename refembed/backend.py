@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from .checkpoint import TOKENIZER, Checkpoint
+from .checkpoint import Checkpoint
 from .errors import RefembedError
 from .tokenizer import Tokenizer
 
@@ -130,7 +130,7 @@ def choose_backend(name: str | None) -> tuple[Backend, str]:
 def open_tokenizer(backend: Backend, checkpoint: Checkpoint) -> Tokenizer:
     """The backend's own tokenizer, or refembed's."""
     make = getattr(backend, "tokenizer", None)
-    return make(checkpoint) if make else Tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)
+    return make(checkpoint) if make else Tokenizer(checkpoint.tokenizer, checkpoint.config)
 
 
 def choose_precision(backend: Backend, precision: str | None) -> str:

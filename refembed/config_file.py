@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import RefembedError
 from .reference import FULL, SLIDING, Config, reach_of_window
+from .reference.quantize import FORMS
 
 LARGEST_JSON = 16 * 2**20
 LARGEST_COUNT = 2**24  # no width, count or vocabulary of a real model comes near; keeps absurd sizes from taking memory
@@ -168,13 +169,13 @@ def read_layer_kinds(reader: Reader) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def read_reach(reader: Reader) -> int:
+def read_reach(reader: Reader, key: str = "sliding_window") -> int:
     """The reach of a sliding layer, with a warning where repeated saving seems to have shrunk it (CFG-3)."""
-    window = reader.whole("sliding_window", 2)
+    window = reader.whole(key, 2)
     reach = reach_of_window(window)
     if window % 2 and window != RELEASED_ODD_WINDOW:
         warnings.warn(
-            f"{reader.file}: sliding_window is {window}, so layers reach {reach} tokens; an odd one was rewritten "
+            f"{reader.file}: {key} is {window}, so layers reach {reach} tokens; an odd one was rewritten "
             f"by a library on saving, perhaps twice or more; if the model was trained with another, set its even width",
             stacklevel=2,
         )
@@ -225,6 +226,22 @@ def read_pooler(folder: Path) -> str:
             f"one of {sorted(POOLERS)} over every token, prompt included, is needed",
         )
     return POOLERS[modes[0]]
+
+
+def read_form(folder: Path) -> str | None:
+    """The quantised form that config.json says the matrices are stored in; None for floats (QNT-7)."""
+    file = folder / "config.json"
+    settings = read_json(file).get("quantization_config")
+    if settings is None:
+        return None
+    found = settings if isinstance(settings, dict) else {}
+    if found.get("quant_method") != "refembed" or found.get("form") not in FORMS or found.get("version") != 1:
+        raise RefembedError(
+            "config-quantization",
+            f"{file}: quantization_config is {settings!r}; quant_method 'refembed', version 1 and a form of "
+            f"{', '.join(FORMS)} are read: make it from the float checkpoint with refembed quantize",
+        )
+    return str(found["form"])
 
 
 def check_modules(folder: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .backend import Backend, Encoder, choose_backend, choose_precision, open_tokenizer
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import RefembedError
-from .hub import find_folder
+from .hub import find_folder, is_local
 from .progress import Progress
 from .prompts import prefixes
 from .reference import truncate
@@ -291,8 +291,8 @@ def load(
 ) -> Embedder:
     """Load a model.
 
-    model       a folder in the Hugging Face layout, a hub id ("google/embeddinggemma-300m"), or nothing for the small
-                model that comes with refembed
+    model       a folder in the Hugging Face layout, a .gguf file, a hub id ("google/embeddinggemma-300m"), or nothing
+                for the small model that comes with refembed
     backend     by name, or nothing for the best that can run here; a named one that cannot is an error
     precision   what to compute in, one of the backend's own; its default where not given
     threads     how many threads to compute with; the backend's choice where not given
@@ -302,7 +302,7 @@ def load(
     """
     if model is None:
         warnings.warn(TRIAL, stacklevel=2)
-    if revision is not None and (model is None or isinstance(model, Path) or Path(str(model)).expanduser().is_dir()):
+    if revision is not None and (model is None or is_local(model)):
         raise RefembedError(
             "hub-revision", f"revision {revision!r} is for hub ids; {model or 'the built-in model'} has none"
         )

@@ -20,6 +20,7 @@ ERRORS = {
     "config-unsupported": "a setting that EmbeddingGemma does not have",
     "config-layer-types": "layer_types does not describe the layers",
     "config-heads": "the head counts do not fit each other",
+    "config-quantization": "the weights are quantised in a way that is not read",
     # the sentence-transformers files
     "modules-unsupported": "modules.json is not transformer, pooling, dense, dense, normalize",
     "pooling-unsupported": "the pooling is not one this model family has",
@@ -33,7 +34,16 @@ ERRORS = {
     "tensor-unexpected": "the file has a tensor the model does not use",
     "tensor-shape": "a parameter has another shape than the config says",
     "tensor-dtype": "a parameter is stored in a type that is not read",
-    "tensor-not-finite": "a parameter holds NaN or infinity",
+    "tensor-not-finite": "a parameter or a scale holds NaN or infinity, or a scale is below zero",
+    "tensor-level": "a quantised parameter holds a level that its form does not have",
+    # GGUF files
+    "gguf-invalid": "not a GGUF file",
+    "gguf-version": "a GGUF file of a version or byte order that is not read",
+    "gguf-truncated": "a GGUF file that ends before its header or its tensors do",
+    "gguf-too-large": "a GGUF file's header is larger than any real one",
+    "gguf-metadata": "a GGUF file's key or value cannot be right",
+    "gguf-tensor": "a GGUF file's entry of a tensor cannot be right",
+    "gguf-tokenizer": "a GGUF file's tokenizer is damaged, or not Gemma's",
     # the tokenizer
     "tokenizer-invalid": "tokenizer.json is not a tokenizer",
     "tokenizer-special": "BOS or EOS is not in the tokenizer at the id that config.json gives",

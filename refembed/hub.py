@@ -4,24 +4,33 @@ import os
 import re
 from pathlib import Path
 
-from .checkpoint import FILES
+from .checkpoint import FILES, GGUF
 from .errors import RefembedError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_folder(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model given as a folder or as a hub id.
+    """The folder of a model given as a folder or as a hub id; a .gguf file is itself.
 
     A folder that exists is taken first. Raises RefembedError where there is neither.
     """
-    if isinstance(model, str | Path):  # os.path, since pathlib's own raise for an unknown user and too long a name
-        folder = Path(os.path.expanduser(model))
-        if isinstance(model, Path) or (model and os.path.isdir(folder)):
-            return folder
+    if is_local(model):
+        return Path(os.path.expanduser(model))
     if not isinstance(model, str) or not HUB_ID.fullmatch(model) or model.startswith((".", "~")):
-        raise RefembedError("hub-name", f"{model!r} is neither a folder here nor a hub id (google/embeddinggemma-300m)")
+        raise RefembedError(
+            "hub-name",
+            f"{model!r} is neither a folder nor a {GGUF} file here, nor a hub id (google/embeddinggemma-300m)",
+        )
     return download(model, revision)
+
+
+def is_local(model: str | Path) -> bool:
+    """Whether this names a folder or a file here, not a hub id."""
+    if not isinstance(model, str):
+        return isinstance(model, Path)
+    # os.path, since pathlib's own raise for an unknown user and too long a name
+    return bool(model) and (model.endswith(GGUF) or os.path.isdir(os.path.expanduser(model)))
 
 
 def download(model: str, revision: str | None) -> Path:

@@ -33,6 +33,7 @@ import refembed
 from refembed import textfiles
 from refembed.cli import main
 from refembed.errors import ERRORS, RefembedError
+from refembed.quantization.folder import quantize_folder
 
 SECONDS, MEBIBYTES = 10, 256  # far above what any refusal here needs, far below what the absurd sizes would take
 LONGEST_MESSAGE = 1000
@@ -143,6 +144,13 @@ def tensors(name: str, how: Callable[[dict[str, np.ndarray]], object]) -> Spoil:
         save_file({key: np.ascontiguousarray(tensor) for key, tensor in content.items()}, folder / name)
 
     return spoil
+
+
+def quantised(folder: Path) -> None:
+    """The same checkpoint in the form mixed-channel."""
+    quantize_folder(folder, folder.parent / "quantised", "mixed-channel")
+    shutil.rmtree(folder)
+    (folder.parent / "quantised").rename(folder)
 
 
 def put(tensor: str, place: tuple[int, ...] | int, value: float) -> Callable[[dict[str, np.ndarray]], object]:
@@ -508,6 +516,35 @@ FOLDERS = [
     folder("dtype-float64", "tensor-dtype", (LAYER, "F64"), tensors(WEIGHTS, cast(LAYER, np.float64))),
     folder("dtype-int8", "tensor-dtype", (LAYER, "I8"), tensors(WEIGHTS, cast(LAYER, np.int8))),
     folder("dtype-float16-in-dense", "tensor-dtype", (UP, "F16"), tensors(UP, cast("linear.weight", np.float16))),
+    folder("quantisation-of-others", "config-quantization", "bitsandbytes",
+           config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})),
+    folder("quantisation-of-a-later-version", "config-quantization", "'version': 2",
+           config(quantization_config={"quant_method": "refembed", "form": "int8-block", "version": 2})),
+    folder("quantisation-of-no-form", "config-quantization", "int3-block",
+           config(quantization_config={"quant_method": "refembed", "form": "int3-block", "version": 1})),
+    folder("quantisation-is-a-word", "config-quantization", "'int8'", config(quantization_config="int8")),
+    folder("quantised-by-name-alone", "tensor-dtype", (LAYER, "F32", "U8"), config(
+        quantization_config={"quant_method": "refembed", "form": "mixed-channel", "version": 1})),
+    folder("quantised-without-scales", "tensor-missing", f"{LAYER}.scales",
+           quantised, tensors(WEIGHTS, lambda content: content.pop(f"{LAYER}.scales"))),
+    folder("quantised-scales-of-nothing", "tensor-unexpected", "layers.9.scales", quantised, tensors(
+        WEIGHTS, lambda content: content.update({"layers.9.scales": content[f"{LAYER}.scales"]}))),
+    folder("quantised-scales-of-another-shape", "tensor-shape", (f"{LAYER}.scales", "(80, 1)"), quantised, tensors(
+        WEIGHTS, lambda content: content.update({f"{LAYER}.scales": content[f"{LAYER}.scales"][1:]}))),
+    folder("quantised-scales-in-float32", "tensor-shape", (f"{LAYER}.scales", "F32"),
+           quantised, tensors(WEIGHTS, cast(f"{LAYER}.scales", np.float32))),
+    folder("quantised-scale-nan", "tensor-not-finite", f"{LAYER}.scales",
+           quantised, tensors(WEIGHTS, put(f"{LAYER}.scales", (3, 0), float("nan")))),
+    folder("quantised-scale-below-zero", "tensor-not-finite", f"{LAYER}.scales",
+           quantised, tensors(WEIGHTS, put(f"{LAYER}.scales", (3, 0), -0.5))),
+    folder("quantised-level-beyond", "tensor-level", (LAYER, "-8", "-7"),
+           quantised, tensors(WEIGHTS, put(LAYER, (3, 0), 0x18))),
+    command("quantise-what-is-quantised", "config-quantization", "mixed-channel",
+            "quantize", "{model}", "again", "--format", "int8-block", spoil=quantised),
+    command("quantise-other-blocks", "tensor-shape", ("rows of 48 numbers", "32"),
+            "quantize", "{model}", "out", "--format", "int4-block"),
+    command("quantise-over-a-folder", "output-unwritable", "is there already",
+            "quantize", "{model}", "{model}", "--format", "mixed-channel"),
     folder("tensor-absent", "tensor-missing", (WEIGHTS, LAYER), tensors(WEIGHTS, lambda content: content.pop(LAYER))),
     folder("tensors-none", "tensor-missing", WEIGHTS, write(WEIGHTS, pack({}))),
     folder("tensors-prefixed", "tensor-missing", "embed_tokens.weight", tensors(

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 
 from refembed.backend import Encoder
-from refembed.checkpoint import TOKENIZER, Checkpoint
+from refembed.checkpoint import Checkpoint
 from refembed.tokenizer import Tokenizer
 
 MACHINES = {"x86_64", "amd64", "arm64", "aarch64"}
@@ -30,12 +30,13 @@ class NumbaBackend:
     def tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
         from .tokenizer import open_tokenizer
 
-        return open_tokenizer(checkpoint.folder / TOKENIZER, checkpoint.config)
+        return open_tokenizer(checkpoint.tokenizer, checkpoint.config)
 
     def describe(self) -> list[str]:
+        from refembed.cache import cache_folder
+
         from .compiled import stamp, writable
         from .instructions import BYTE_PATHS, FLOAT_PATHS
-        from .kept import cache_folder
         from .matmul import BYTE_PATH, CPU, FEATURES, FLOAT_PATH
 
         matter = {"fma"}.union(*(path.needs for path in FLOAT_PATHS + BYTE_PATHS))

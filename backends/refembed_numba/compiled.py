@@ -15,7 +15,7 @@ from typing import Any
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-from .kept import cache_folder
+from refembed.cache import cache_folder
 
 HERE = Path(__file__).parent
 

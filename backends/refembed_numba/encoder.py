@@ -12,7 +12,7 @@ from refembed.checkpoint import TABLE, Checkpoint
 from refembed.numpy_backend import usual_threads
 from refembed.reference import POOLERS, SLIDING, Config, l2_normalize
 from refembed.reference.positions import rotary_angles
-from refembed.stored import StoredRows, StoredTensor
+from refembed.stored import StoredRows, Tensor
 
 from .forward import (
     ADD_ATTENTION,
@@ -215,7 +215,7 @@ def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int,
     up, each has half of the panels.
     """
     tensors = [[checkpoint.tensors[f"{name.format(layer)}.weight"] for name in names] for layer in range(layers)]
-    shapes = [tensor.stored.shape for tensor in tensors[0]]
+    shapes = [tensor.shape for tensor in tensors[0]]
     starts = [sum(shape[0] for shape in shapes[:at]) for at in range(len(shapes))]
     size = starts[-1] + shapes[-1][0]
     if len(names) == 2:
@@ -225,22 +225,23 @@ def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int,
     stacked = np.zeros((matrix.columns, shapes[0][1]), np.float32)
     for layer, parts in enumerate(tensors):
         for start, tensor in zip(starts, parts, strict=True):
-            stacked[start : start + tensor.stored.shape[0]] = tensor.load(np.float32)
+            stacked[start : start + tensor.shape[0]] = tensor.load(np.float32)
             let_go(tensor)
         pack(matrix, layer, stacked, team)
     return matrix
 
 
-def let_go(tensor: StoredTensor) -> None:
+def let_go(tensor: Tensor) -> None:
     """Tell the system that these mapped pages are not needed now; whoever reads them has them mapped again."""
-    base: Any = tensor.stored
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    offset = tensor.stored.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-    base.madvise(mmap.MADV_DONTNEED, start, offset + tensor.stored.nbytes - start)
+    for part in tensor.mapped:
+        base: Any = part
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        offset = part.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        base.madvise(mmap.MADV_DONTNEED, start, offset + part.nbytes - start)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,16 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refembed.cache import cache_folder
+
 Arrays = Mapping[str, NDArray[Any]]
-
-
-def cache_folder() -> Path:
-    """Where what is compiled or packed is kept: $REFEMBED_CACHE, else the system's place for caches."""
-    if named := os.environ.get("REFEMBED_CACHE"):
-        return Path(named)
-    usual = {"win32": os.environ.get("LOCALAPPDATA", "~"), "darwin": "~/Library/Caches"}
-    base = usual.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "refembed"
 
 
 def kept(kind: str, of: str, source: str, names: Sequence[str], make: Callable[[], Arrays | None]) -> Arrays | None:

@@ -27,7 +27,9 @@ class StoredParameters(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors[name]
-        return mapped(tensor) if name == TABLE else torch.from_numpy(np.array(tensor.load(np.float32)))
+        if name == TABLE and isinstance(tensor, StoredTensor):
+            return mapped(tensor)
+        return torch.from_numpy(np.array(tensor.load(np.float32)))
 
 
 def mapped(tensor: StoredTensor) -> Tensor:

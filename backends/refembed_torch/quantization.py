@@ -74,8 +74,10 @@ def on_grid(weight: Tensor, grid: Grid) -> Tensor:
 def round_weights(model: "TorchModel", form: str) -> None:
     """Put every parameter on the form's grid, in place: what rounding a finished model leaves of it.
 
-    Raises RefembedError where a parameter is not finite or too large, with those before it rounded already.
+    Raises RefembedError where the model cannot take the form, or a parameter is not finite or too large, with those
+    before it rounded already.
     """
+    check_form(form, shapes_of(model))
     for name, parameter in model.named_parameters():
         if grid_of(form, name) is None:
             continue
@@ -89,13 +91,19 @@ def round_weights(model: "TorchModel", form: str) -> None:
 def measured_as(model: "TorchModel", form: str | None) -> Iterator[None]:
     """Within, the model computes as though rounded to the form, or not at all (None); its parameters stay as they are.
 
-    A finished model measured so is one rounded afterwards.
+    A finished model measured so is one rounded afterwards. Raises RefembedError where the model cannot take the form.
     """
+    if form:
+        check_form(form, shapes_of(model))
     before, model.quantization = model.quantization, form
     try:
         yield
     finally:
         model.quantization = before
+
+
+def shapes_of(model: "TorchModel") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def check_form(form: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from refembed.checkpoint import open_checkpoint
 from refembed.errors import RefembedError
+from refembed.layout import BFLOAT16, write_checkpoint
 from refembed.stored import all_finite
 
-from .layout import BFLOAT16, write_checkpoint
 from .model import TorchModel
 from .parameters import float_type
 

@@ -134,11 +134,11 @@ class Ruler:
     """What is measured with: texts of known length and the machine's matrix peak."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from ..checkpoint import TOKENIZER, open_checkpoint
+        from ..checkpoint import open_checkpoint
         from ..tokenizer import Tokenizer
 
         self.checkpoint = open_checkpoint(Path(spec["model"]))
-        self.tokenizer = Tokenizer(self.checkpoint.folder / TOKENIZER, self.checkpoint.config)
+        self.tokenizer = Tokenizer(self.checkpoint.tokenizer, self.checkpoint.config)
 
     def count(self, text: str) -> int:
         (ids,) = self.tokenizer([text])

@@ -15,7 +15,9 @@ from ..textfiles import Row, read_texts
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model")
-    group.add_argument("--model", metavar="M", help="a folder or a hub id; the small built-in model where not given")
+    group.add_argument(
+        "--model", metavar="M", help="a folder, .gguf file or hub id; the small built-in one if not given"
+    )
     group.add_argument("--backend", metavar="B", help="by name; the best that can run where not given (see doctor)")
     group.add_argument("--precision", metavar="P", help="what to compute in; the backend's default where not given")
     group.add_argument("--threads", metavar="N", type=int, help="how many threads to compute with")

@@ -54,7 +54,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite", "--model", metavar="S", default="twin", help="twin (default), embeddinggemma-300m, or a folder"
     )
-    command.add_argument("--checkpoint", metavar="FOLDER", help="with --backend: the model's folder (the twin's own)")
+    command.add_argument(
+        "--checkpoint", metavar="FOLDER", help="with --backend: the model's folder or .gguf file (the twin's own)"
+    )
     command.add_argument("--dialect", choices=DIALECTS, help="with --url (openai)")
     command.add_argument("--name", help="with --url: the model's name there (embeddinggemma)")
     command.add_argument(
@@ -171,7 +173,7 @@ def open_port(given: argparse.Namespace, suite: Suite) -> Port:
     if given.vectors is not None:
         return FilePort(Path(given.vectors))
     folder = given.checkpoint or suite.folder / "checkpoint"
-    if not Path(folder).is_dir():
+    if not Path(folder).exists():
         raise RefembedError(
             "verify-checkpoint", f"{suite.name} carries no weights; name the model's folder by --checkpoint"
         )

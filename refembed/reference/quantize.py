@@ -181,6 +181,6 @@ def unpack_int4(packed: Array) -> Array:
     Source: QNT-6.
     Witness: golden/quantised large.
     """
-    halves = np.stack([packed & 0x0F, packed >> 4], axis=-1).astype(np.int8)  # (..., n, 2)
-    signed = np.where(halves > 7, halves - 16, halves).astype(np.int8)  # (..., n, 2)
+    high = np.stack([packed << 4, packed], axis=-1).view(np.int8)  # (..., n, 2), in the upper half of a byte
+    signed: Array = np.right_shift(high, 4, out=high)  # (..., n, 2)
     return signed.reshape(*packed.shape[:-1], -1)  # (..., 2*n)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from refembed_torch.layout import write_checkpoint as write_released
 from refembed_torch.model import TorchModel
 from refembed_torch.saving import save_model
 from refembed_torch.train import soup as module
@@ -21,6 +20,7 @@ from train_support import write_rows
 
 import refembed
 from refembed.errors import RefembedError
+from refembed.layout import write_checkpoint as write_released
 from refembed.prompts import PROMPTS
 
 FILES = ("model.safetensors", "2_Dense/model.safetensors", "3_Dense/model.safetensors")

@@ -5,6 +5,7 @@ adapt      a decoder's folder -> encoder and decoder by copying -> UL2 -> the en
            matrices are fresh (spec/13-adaptation.md)
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 
 from refembed.checkpoint import TOKENIZER
 from refembed.errors import RefembedError
+from refembed.layout import write_checkpoint
 from refembed.output import whole_file
 from refembed.reference import FULL, SLIDING, Config
 from refembed.reference.decoder import fresh_dense, origins
 from refembed.reference.ul2 import DENOISERS, MODES, SENTINELS, choose, denoise, pieces, span_counts
 from refembed.tokenizer import Tokenizer
 
-from ..layout import write_checkpoint
 from ..model import Trained
 from ..packing import passes
 from ..precision import exact_products
@@ -143,17 +144,20 @@ class AdaptSettings:
 def run_pretrain(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """A stage's table, from a TOML file, to its result; see loop.train."""
     settings = read(PretrainSettings, table, file)
-    return train(Pretrain(settings), settings)
+    with alone(settings.run.out):  # before the stage writes its tokenizer there
+        return finished(settings.run.out, fingerprint(settings)) or train(Pretrain(settings), settings)
 
 
 def run_adapt(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
     settings = read(AdaptSettings, table, file)
-    if settings.initialisation == "encoder-decoder":
-        return train(Adapt(settings), settings)
     mark = fingerprint(settings)
     with alone(settings.run.out):
+        if done := finished(settings.run.out, mark):
+            return done
+        if settings.initialisation == "encoder-decoder":
+            return train(Adapt(settings), settings)
         result = {"steps": 0, "seconds": 0.0, "held_out": {}, "fingerprint": mark, "settings": plain(settings)}
-        return finished(settings.run.out, mark) or conclude(cast(Stage, Untrained(settings)), settings, result)
+        return conclude(cast(Stage, Untrained(settings)), settings, result)
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
@@ -184,14 +188,13 @@ class LanguageStage(ABC):
         """A paragraph's rows. ids: without BOS and EOS; place: of its chance."""
 
     def rows(self, texts: Sequence[str], *place: int | str) -> list[Row]:
-        """All rows of these paragraphs; one that spells a token without a vector has none."""
-        found = enumerate(self.tokenizer(texts))
-        rows = [
-            row
-            for index, ids in found
-            if not isinstance(ids, RefembedError)
-            for row in self.rows_of(ids[1:-1], *place, index)
-        ]
+        """All rows of these paragraphs. One that spells a token without a vector is left out with a warning."""
+        rows = []
+        for index, (text, ids) in enumerate(zip(texts, self.tokenizer(texts), strict=True)):
+            if isinstance(ids, RefembedError):
+                warnings.warn(f"a paragraph {ids.reason}; it is left out: {text[:60]!r}", stacklevel=2)
+            else:
+                rows += self.rows_of(ids[1:-1], *place, index)
         if not rows:
             raise RefembedError(
                 "train-data", f"none of {len(texts)} paragraphs has two tokens; give more, or more a batch"

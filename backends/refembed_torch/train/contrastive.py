@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from refembed.checkpoint import TOKENIZER, WEIGHTS
 from refembed.errors import RefembedError
 from refembed.evaluation.metrics import check_libraries, rankings, retrieval
+from refembed.layout import whole_folder, write_tensors
 from refembed.reference import POOLERS
 from refembed.reference.losses import ALPHA, LENGTHS, TEMPERATURE, Weights
 from refembed.reference.quantize import FORMS
@@ -23,7 +24,6 @@ from refembed.tokenizer import Tokenizer
 
 from .. import losses
 from ..forward import unit
-from ..layout import whole_folder, write_tensors
 from ..model import TorchModel, load_model
 from ..quantization import measured_as
 from ..saving import save_model

@@ -27,10 +27,10 @@ from refembed.config_file import (
     read_layer_kinds,
 )
 from refembed.errors import RefembedError
+from refembed.layout import TOKENIZER_FILES, config_json, whole_folder, write_tensors
 from refembed.reference import Config, parameter_shapes
 from refembed.stored import StoredTensor, open_tensors
 
-from ..layout import TOKENIZER_FILES, config_json, whole_folder, write_tensors
 from ..saving import storable
 
 INDEX = f"{WEIGHTS}.index.json"

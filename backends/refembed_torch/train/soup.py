@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from refembed.checkpoint import TOKENIZER, Checkpoint, open_checkpoint
 from refembed.errors import RefembedError
+from refembed.layout import BFLOAT16, write_checkpoint
 from refembed.output import whole_file
 from refembed.prompts import ALIASES, PROMPTS, prompt_of
 from refembed.stored import StoredTensor, all_finite, not_finite, widen
 
-from ..layout import BFLOAT16, write_checkpoint
 from .config import Model, Optimizer, Run, plain, read
 from .contrastive import Contrastive, FinetuneSettings, LossSettings
 from .data import DataSettings
@@ -79,11 +79,23 @@ def soup(folders: Sequence[Path | str], out: Path | str, weights: Sequence[float
     """
     of_each = weights_of(len(folders), weights)
     parts = [open_checkpoint(Path(folder)) for folder in folders]
+    for part in parts:
+        if part.form:
+            raise RefembedError(
+                "soup-mismatch",
+                f"{part.folder} is quantised ({part.form}); average the float checkpoints it is made from",
+            )
+        if not part.folder.is_dir():
+            raise RefembedError("soup-mismatch", f"{part.folder} is a file; average the folders it was made from")
     for other in parts[1:]:
         check_same(parts[0], other)
     first = parts[0]
     means = {
-        name: Mean([part.tensors[name] for part in parts], of_each, TYPES.get(precision, tensor.stored.dtype))
+        name: Mean(
+            [cast(StoredTensor, part.tensors[name]) for part in parts],
+            of_each,
+            TYPES.get(precision, tensor.stored.dtype),
+        )
         for name, tensor in first.tensors.items()
     }
     write_checkpoint(Path(out), first.config, cast("dict[str, NDArray[Any]]", means), first.folder, first.prompts)

@@ -174,6 +174,18 @@ def test_what_cannot_be_rounded_is_refused(tmp_path: Path) -> None:
         round_weights(model, "mixed-channel")
 
 
+def test_a_form_that_does_not_fit_is_refused_before_anything_is_computed() -> None:
+    """If this failed, a run whose rounded figures cannot be had would end in a library's error about sizes, and a model
+    be rounded in part.
+    """
+    model = random_model(SMALL, device="cpu")
+    before = deepcopy(model.state_dict())
+    for refused in (lambda: measured_as(model, "int4-block").__enter__(), lambda: round_weights(model, "int4-block")):
+        with pytest.raises(RefembedError, match=r"int4-block: .* blocks of 32"):
+            refused()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_every_parameter_that_is_no_norm_is_rounded() -> None:
     """If this failed, a matrix would be left out, as an attention pooler's once was nowhere named."""
     model = random_model(replace(CONFIG, pooler="attention"))

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from refembed_torch import layout
 from refembed_torch.model import TorchModel, load_model, random_model
 from refembed_torch.saving import save_model
 from support import SMALL, write_checkpoint
 from torch_support import TWIN
 
 import refembed
+from refembed import layout
 from refembed.checkpoint import open_checkpoint
 
 TEXTS = ["Which planet is red?", "a", "the quick brown fox"]

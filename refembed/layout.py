@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refembed.checkpoint import DENSE, TOKENIZER, WEIGHTS
-from refembed.config_file import FIXED, MODULES, SIZES, TOKENS
-from refembed.config_file import POOLERS as POOLING_MODES
-from refembed.errors import RefembedError
-from refembed.prompts import ALIASES, PROMPTS
-from refembed.reference import Config
-from refembed.tokenizer import Tokenizer
+from .checkpoint import DENSE, TOKENIZER, WEIGHTS
+from .config_file import FIXED, MODULES, SIZES, TOKENS
+from .config_file import POOLERS as POOLING_MODES
+from .errors import RefembedError
+from .prompts import ALIASES, PROMPTS
+from .reference import Config
+from .tokenizer import Tokenizer
 
 # what a tokenizer may have beside tokenizer.json
 TOKENIZER_FILES = (
@@ -34,7 +34,10 @@ TOKENIZER_FILES = (
 )
 PATHS = ("", "1_Pooling", *DENSE, "4_Normalize")  # of MODULES, in their order
 BFLOAT16 = np.uint16  # whose values are float32's upper halves
-KINDS = {np.dtype(np.float32): "F32", np.dtype(BFLOAT16): "BF16"}
+KINDS = {
+    np.dtype(kind): word
+    for kind, word in ((np.float32, "F32"), (BFLOAT16, "BF16"), (np.float16, "F16"), (np.int8, "I8"), (np.uint8, "U8"))
+}
 
 
 def write_checkpoint(
@@ -113,7 +116,8 @@ def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in KINDS:
             raise RefembedError(
-                "tensor-dtype", f"{name} is {tensor.dtype}; float32, or uint16 that holds bfloat16, needed"
+                "tensor-dtype",
+                f"{name} is {tensor.dtype}; float32, uint16 that holds bfloat16, float16, int8 or uint8 needed",
             )
     ends = list(accumulate(tensor.nbytes for tensor in tensors.values()))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,0 +1,1 @@
+"""Quantised checkpoints made from float ones."""
