@@ -292,13 +292,13 @@ def command(
     *argv: str,
     skip: str = "",
     plain_user: bool = False,
+    spoil: Spoil | None = None,
     **files: bytes | None,
 ) -> Bad:
     """A command that is refused as a whole. files: name with _ for its dot -> content, None for a folder."""
     named = tuple((name.replace("_", ".", 1).replace("_", "."), content) for name, content in files.items())
-    return Bad(
-        slug, id, (says,) if isinstance(says, str) else says, argv=argv, files=named, skip=skip, plain_user=plain_user
-    )
+    says = (says,) if isinstance(says, str) else says
+    return Bad(slug, id, says, argv=argv, files=named, skip=skip, plain_user=plain_user, spoil=spoil)
 
 
 def line(slug: str, id: str, content: bytes, *argv: str, file: str = "in.jsonl", spoil: Spoil | None = None) -> Bad:
@@ -523,7 +523,7 @@ FOLDERS = [
     folder("quantisation-of-no-form", "config-quantization", "int3-block",
            config(quantization_config={"quant_method": "refembed", "form": "int3-block", "version": 1})),
     folder("quantisation-is-a-word", "config-quantization", "'int8'", config(quantization_config="int8")),
-    folder("quantised-by-name-alone", "tensor-dtype", (LAYER, "F32", "U8"), config(
+    folder("quantised-by-name-alone", "tensor-dtype", ("linear.weight", "F32", "U8"), config(
         quantization_config={"quant_method": "refembed", "form": "mixed-channel", "version": 1})),
     folder("quantised-without-scales", "tensor-missing", f"{LAYER}.scales",
            quantised, tensors(WEIGHTS, lambda content: content.pop(f"{LAYER}.scales"))),

@@ -59,7 +59,7 @@ def quantize_folder(folder: Path | str, out: Path | str, form: str, rounding: Ro
 
 
 def check(checkpoint: Checkpoint, form: str) -> None:
-    """Raise RefembedError for a checkpoint that is quantised already, or whose rows are not whole blocks of the form."""
+    """Raise RefembedError for a checkpoint quantised already, or whose rows are not whole blocks of the form."""
     if checkpoint.form or not checkpoint.folder.is_dir():
         found = f"quantised already ({checkpoint.form})" if checkpoint.form else "a file"
         raise RefembedError(

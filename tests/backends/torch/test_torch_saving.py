@@ -143,7 +143,7 @@ def test_a_tokenizer_of_more_pieces_is_refused(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int16])
+@pytest.mark.parametrize("dtype", [np.float64, np.int16])
 def test_types_that_nobody_reads_are_not_written(tmp_path: Path, dtype: type) -> None:
     """Wrong if numbers of another type are labelled float32, so that other numbers are read."""
     with pytest.raises(refembed.RefembedError, match=str(np.dtype(dtype))) as caught:
