@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy is there: threads of several processes would spin on each other
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 from support import SMALL, write_checkpoint
 
 WANTS = ("weights", "data", "device", "browser", "compiler")

@@ -423,9 +423,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MODULES, help="judge this module's mutants; of others keep the record")
     folder, only = parser.parse_args().out, parser.parse_args().only
     kept = read((folder / "witness.json").read_text()) if only else {}
-    record = {
-        one.id: kept[one.id] if only and one.module != only else record_of([one])[one.id] for one in mutants()
-    }
+    record = {one.id: kept[one.id] if only and one.module != only else record_of([one])[one.id] for one in mutants()}
     (folder / "witness.json").write_text(written(record))
     if unargued(record):
         sys.exit("argue in EQUIVALENT or MISSING about survivors, and nothing else:\n" + "\n".join(unargued(record)))

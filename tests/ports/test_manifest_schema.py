@@ -22,10 +22,13 @@ Way = tuple[str | int, ...]
 
 
 def small(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with two cases and two defects, so that each violation is checked in no time."""
+    """A manifest with two cases and two defects with two distances, so that each violation is checked in no time."""
     cases = [case for case in manifest["cases"] if case.get("stages")][:1] + manifest["cases"][:1]
-    defects = {"defects": dict(list(manifest["defects"].items())[:2])} if "defects" in manifest else {}
-    return manifest | defects | {"cases": cases}
+    defects = {
+        id: {key: dict(list(value.items())[:2]) if key == "distances" else value for key, value in defect.items()}
+        for id, defect in list(manifest.get("defects", {}).items())[:2]
+    }
+    return manifest | ({"defects": defects} if defects else {}) | {"cases": cases}
 
 
 def ways(node: Any, way: Way = ()) -> Iterator[Way]:
@@ -43,9 +46,11 @@ def at(manifest: Any, way: Way) -> Any:
 
 
 def changed(manifest: dict[str, Any], way: Way, *value: Any) -> dict[str, Any]:
-    """With another value there, or nothing."""
-    result = copy.deepcopy(manifest)
-    place = at(result, way[:-1])
+    """With another value there, or nothing; what does not lead there is shared, not copied."""
+    result = place = copy.copy(manifest)
+    for key in way[:-1]:
+        place[key] = copy.copy(place[key])
+        place = place[key]
     if value:
         place[way[-1]] = value[0]
     else:
