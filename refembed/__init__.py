@@ -6,8 +6,9 @@
 refembed.reference is the model's specification in NumPy; the rest makes it usable.
 """
 
-from .embedder import Embedder, load, similarity
+from .embedder import Embedder, load
 from .errors import RefembedError
+from .vectors import nearest, quantize_vectors, similarity
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "RefembedError", "load", "similarity"]
+__all__ = ["Embedder", "RefembedError", "load", "nearest", "quantize_vectors", "similarity"]

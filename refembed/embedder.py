@@ -19,6 +19,7 @@ from .progress import Progress
 from .prompts import prefixes
 from .reference import truncate
 from .tokenizer import Tokenizer
+from .vectors import check_quantize, quantize_vectors, similarity
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 TRIAL = (
@@ -26,8 +27,6 @@ TRIAL = (
     "is google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
 )
 TOKENS_AT_ONCE = 4096  # handed to a backend in one call, so that memory does not grow with the number of texts
-ROWS_AT_ONCE = 8192  # of a table that is compared with, so that no second copy of it is made
-TINY = np.finfo(np.float64).tiny  # a vector of zeros has cosine 0 with everything
 Vectors = NDArray[np.float32]
 
 
@@ -93,9 +92,10 @@ class Embedder:
         prompt: str | None = None,
         titles: Sequence[str | None] | str | None = None,
         dimensions: int | None = None,
+        quantize: str | None = None,
         on_long: str = "cut",
         show_progress: bool = False,
-    ) -> Vectors:
+    ) -> NDArray[Any]:
         """The embedding of each text, in the order given.
 
         texts           one text, or a sequence of them
@@ -104,26 +104,28 @@ class Embedder:
         prompt          your own words before each text; task then does not matter
         titles          one for each text, for documents only; None where a text has none
         dimensions      keep the first numbers only, and unit length: 512, 256 and 128 were trained for 768
+        quantize        "int8" or "binary", as an index keeps them (MAT-5, MAT-6); similarity() takes all of them
         on_long         "cut" a text beyond the context at its end, keeping EOS, with one warning; or "error"
         show_progress   a line on standard error, where that is a terminal
-        returns         (texts, dimensions) float32, each row of unit length; (dimensions,) for one text
+        returns         (texts, dimensions) float32, each row of unit length, or int8; binary (texts, dimensions/8)
+                        uint8; without the first axis for one text
 
         Raises RefembedError; .index says which text is at fault.
         """
         if isinstance(texts, str):
             titles = [titles] if isinstance(titles, str) else titles
-            return self.encode(
-                [texts], task=task, prompt=prompt, titles=titles, dimensions=dimensions, on_long=on_long
-            )[0]
+            options: Any = {"dimensions": dimensions, "quantize": quantize, "on_long": on_long}
+            return self.encode([texts], task=task, prompt=prompt, titles=titles, **options)[0]
         kept = self.check_dimensions(dimensions)
+        check_quantize(quantize, kept)
         batch = raise_first(self.prepare(texts, task=task, prompt=prompt, titles=titles, on_long=on_long))
-        return self.encode_tokens(batch, kept, show_progress)
+        return quantize_vectors(self.encode_tokens(batch, kept, show_progress), quantize)
 
-    def encode_query(self, texts: str | Sequence[str], **options: Any) -> Vectors:
+    def encode_query(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
         """encode() with the prompt for search queries."""
         return self.encode(texts, **{"task": "query", **options})
 
-    def encode_document(self, texts: str | Sequence[str], **options: Any) -> Vectors:
+    def encode_document(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
         """encode() with the prompt for documents to be found; takes titles."""
         return self.encode(texts, **{"task": "document", **options})
 
@@ -210,36 +212,11 @@ class Embedder:
     def similarity(self, first: ArrayLike, second: ArrayLike) -> Vectors:
         """The cosine of every pair of vectors.
 
-        first    (n, d) or (d,)
-        second   (m, d) or (d,)
+        first    (n, d) or (d,), floats, int8 or binary
+        second   (m, d) or (d,), likewise
         returns  (n, m) float32
         """
         return similarity(first, second)
-
-
-def similarity(first: ArrayLike, second: ArrayLike) -> Vectors:
-    """The cosine of every pair: (n, d) and (m, d) give (n, m); a single vector counts as one row."""
-    try:
-        tables = [np.atleast_2d(np.asarray(table)) for table in (first, second)]
-    except ValueError as error:
-        raise RefembedError("vectors-invalid", f"similarity needs two tables of vectors: {error}") from error
-    if any(table.ndim != 2 or table.dtype.kind != "f" for table in tables) or tables[0].shape[1] != tables[1].shape[1]:
-        shapes = " and ".join(f"{table.shape} {table.dtype}" for table in tables)
-        raise RefembedError(
-            "vectors-invalid", f"similarity of {shapes}: two tables of floats, rows of one length, needed"
-        )
-    left = unit_rows(tables[0])
-    scores = np.empty((len(left), len(tables[1])), np.float32)
-    for start in range(0, len(tables[1]), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        scores[:, rows] = left @ unit_rows(tables[1][rows]).T
-    return scores
-
-
-def unit_rows(table: NDArray[Any]) -> NDArray[np.float64]:
-    """Rows of unit length, in float64, which the squares of any float32 fit; zeros stay zeros."""
-    wide = table.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), TINY)
 
 
 def raise_first(batch: list[NDArray[Any] | RefembedError]) -> list[NDArray[Any]]:

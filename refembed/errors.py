@@ -67,6 +67,7 @@ ERRORS = {
     "option-task": "no task of this name",
     "option-prompt": "a prompt is not text, or titles go with a prompt that has no place for them",
     "option-dimensions": "not a number of dimensions this model can give",
+    "option-quantize": "no form of vectors of this name, or not for this number of dimensions",
     "option-on-long": "on_long is neither cut nor error",
     "option-threads": "the number of threads cannot be used",
     "option-format": "the output format cannot be used here",

@@ -105,18 +105,21 @@ def write_vectors(
     count     how many texts there were
     indices   (n) which of them the vectors belong to, from 0
     texts     (n) the texts themselves
-    vectors   (n, d) float32
+    vectors   (n, d) float32, int8, or uint8 of eight numbers each
 
-    jsonl: an object a line, {"index", "text", "embedding"}. npy: (count, d), NaN in the rows of texts without a vector.
+    jsonl: an object a line, {"index", "text", "embedding"}. npy: (count, d), NaN in the rows of texts without a vector,
+    or 0 where numbers are whole.
     safetensors: "embeddings" (n, d) and "index" (n).
     """
     if format == "jsonl":
         for index, text, vector in zip(indices, texts, vectors, strict=True):
-            numbers = [float(str(number)) for number in vector]  # float32's own shortest decimal form
+            whole = vectors.dtype.kind in "iu"
+            numbers = vector.tolist() if whole else [float(str(number)) for number in vector]  # its shortest form
             row = {"index": index, "text": text, "embedding": numbers}
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     elif format == "npy":
-        table = np.full((count, vectors.shape[1]), np.nan, np.float32)
+        missing = np.nan if vectors.dtype.kind == "f" else 0
+        table = np.full((count, vectors.shape[1]), missing, vectors.dtype)
         table[list(indices)] = vectors
         header = np.lib.format.header_data_from_array_1_0(table)
         np.lib.format.write_array_header_1_0(handle, header)

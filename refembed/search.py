@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .embedder import Embedder
 from .errors import RefembedError
 from .output import whole_file
-from .reference import truncate
+from .vectors import check_quantize, quantize_vectors, shorten
 
 ENDING = ".refembed.safetensors"
 
@@ -22,35 +22,38 @@ def corpus_vectors(
     batch: list[NDArray[Any]],
     dimensions: int | None,
     show_progress: bool,
+    quantize: str | None = None,
 ) -> tuple[NDArray[Any], str | None]:
     """The vectors of a corpus, from the file kept beside it where that still fits, else embedded and kept.
 
-    They are kept at full length and shortened when used, so that other dimensions cost nothing (MAT-4).
+    They are kept at full length and shortened when used, so that other dimensions cost nothing (MAT-4, MAT-7).
 
-    batch     texts arrays (tokens_i,): the ids say what prompt, titles, tokenizer and context made of the corpus
-    returns   (texts, dimensions), and why they could not be kept, if so
+    batch      texts arrays (tokens_i,): the ids say what prompt, titles, tokenizer and context made of the corpus
+    quantize   "int8" or "binary": how they are kept
+    returns    (texts, dimensions) floats or int8, or (texts, dimensions/8) uint8, and why they could not be kept, if so
     """
     kept = corpus.with_name(corpus.name + ENDING)
     size = model.check_dimensions(dimensions)
+    check_quantize(quantize, size)
     content = hashlib.sha256(json.dumps([ids.tolist() for ids in batch]).encode()).hexdigest()
-    vectors, not_kept = read_kept(kept, content, model), None
+    vectors, not_kept = read_kept(kept, content, model, quantize), None
     if vectors is None:
-        vectors = model.encode_tokens(batch, model.config.dimensions, show_progress)
+        vectors = quantize_vectors(model.encode_tokens(batch, model.config.dimensions, show_progress), quantize)
         try:
-            write_kept(kept, content, model, vectors)
+            write_kept(kept, content, model, vectors, quantize)
         except RefembedError as error:
             not_kept = str(error)
-    return (vectors if size == vectors.shape[1] else truncate(vectors, size)), not_kept
+    return shorten(vectors, size), not_kept
 
 
-def read_kept(kept: Path, content: str, model: Embedder) -> NDArray[Any] | None:
+def read_kept(kept: Path, content: str, model: Embedder, quantize: str | None) -> NDArray[Any] | None:
     """The kept vectors, where they are of this content and this model."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(kept, framework="numpy") as file:
             said = file.metadata() or {}
-            if said.get("content") != content or said.get("by") != computed_by(model):
+            if said.get("content") != content or said.get("by") != computed_by(model, quantize):
                 return None
             same_files = said.get("stamp") == model.checkpoint.stamp
             if not same_files and said.get("model") != model.checkpoint.digest:
@@ -61,29 +64,19 @@ def read_kept(kept: Path, content: str, model: Embedder) -> NDArray[Any] | None:
         return None
 
 
-def computed_by(model: Embedder) -> str:
-    """Backend and precision, which a vector's last digits depend on."""
-    return f"{model.backend.name} {model.encoder.precision}"
+def computed_by(model: Embedder, quantize: str | None) -> str:
+    """Backend and precision, which a vector's last digits depend on, and what is kept of them."""
+    return " ".join(filter(None, (model.backend.name, model.encoder.precision, quantize)))
 
 
-def write_kept(kept: Path, content: str, model: Embedder, vectors: NDArray[Any]) -> None:
+def write_kept(kept: Path, content: str, model: Embedder, vectors: NDArray[Any], quantize: str | None) -> None:
     from safetensors.numpy import save
 
     about = {
         "content": content,
-        "by": computed_by(model),
+        "by": computed_by(model, quantize),
         "stamp": model.checkpoint.stamp,
         "model": model.checkpoint.digest,
     }
     with whole_file(kept) as handle:
         handle.write(save({"embeddings": np.ascontiguousarray(vectors)}, metadata=about))
-
-
-def best(scores: NDArray[Any], k: int) -> NDArray[Any]:
-    """The places of the k highest scores, highest first, earlier ones first among equals."""
-    if k < len(scores):
-        bar = np.partition(scores, -k)[-k]
-        candidates = np.flatnonzero(scores >= bar)
-    else:
-        candidates = np.arange(len(scores))
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]

@@ -46,6 +46,7 @@ def test_wheel_carries_what_users_need(tmp_path):
         "golden/losses/manifest.json",
         "golden/gradients/manifest.json",
         "golden/ul2/cases.json",
+        "golden/vectors/cases.json",
         "bench/texts.txt",
         "bench/peers/__init__.py",
     }

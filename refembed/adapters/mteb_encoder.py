@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from mteb.models.model_meta import ModelMeta
 
-from ..embedder import Embedder, Vectors, similarity
+from ..embedder import Embedder, Vectors
 from ..evaluation.vectors import CONTEXT, TextEncoder
 from ..prompts import ALIASES, PROMPTS, plain
+from ..vectors import similarity
 
 
 class MtebEncoder:

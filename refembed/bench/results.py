@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..embedder import similarity
 from ..reference import Config
+from ..vectors import similarity
 from .laws import CURVE, curve_report, operations, products, stream_report
 from .workload import KINDS, about
 

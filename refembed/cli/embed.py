@@ -1,7 +1,8 @@
 """texts to vectors
 
 jsonl: a line {"index", "text", "embedding"} for each text; index counts texts from 0. npy: a row for each text, NaN in
-the rows of texts that were left out. safetensors: "embeddings" and "index" of the texts that were not.
+the rows of texts that were left out. safetensors: "embeddings" and "index" of the texts that were not. With --quantize
+int8 numbers are whole, with --quantize binary they are bytes of eight; zeros then stand for NaN.
 
 refembed embed "Mars is often called the Red Planet."
 refembed embed -i corpus.jsonl --title-field title -o corpus.safetensors --model google/embeddinggemma-300m
@@ -26,7 +27,7 @@ def run(given: argparse.Namespace) -> int:
     format = format_of(given.output, given.format)
     check_output(given.output)
     rows = read_rows(given, given.texts)
-    encoded = encode_rows(load_model(given), rows, given, task="document")
+    encoded = encode_rows(load_model(given), rows, given, task="document", quantize=given.quantize)
     with open_output(given.output) as handle:
         texts = [rows[index].text for index in encoded.indices]
         write_vectors(handle, format, len(rows), encoded.indices, texts, encoded.vectors)

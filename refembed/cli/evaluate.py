@@ -20,6 +20,7 @@ its own prompt. spec/evaluation.md of the source distribution defines the scores
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..evaluation.metrics import check_libraries
@@ -27,7 +28,8 @@ from ..evaluation.report import as_json, as_text
 from ..evaluation.tasks import TASKS, Choice, chosen, evaluate
 from ..evaluation.vectors import CONTEXT, TextEncoder
 from ..output import check_output, open_output
-from .shared import add_dimensions, add_model_options, load_model
+from ..vectors import check_quantize
+from .shared import add_dimensions, add_model_options, add_quantize, load_model
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -44,6 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--format", choices=("text", "json"), help="of the output; by OUT's ending, else text")
     command.add_argument("-o", "--output", metavar="OUT", help="file to write; standard output where not given")
     add_dimensions(command)
+    add_quantize(command)
     add_model_options(command)
 
 
@@ -51,12 +54,14 @@ def run(given: argparse.Namespace) -> int:
     check_output(given.output)
     check_libraries()
     choice = Choice(given.task, given.split, given.language, given.collection, given.documents, given.prompt_task)
+    choice = replace(choice, quantize=given.quantize)
     for folder in given.folders:
         chosen(Path(folder), choice)  # what is wrong with the files is said before the model is loaded
     encode = TextEncoder(load_model(given), given.context, given.dimensions, show_progress=True)
+    check_quantize(given.quantize, encode.dimensions)
     started = time.perf_counter()
     results = [result for folder in given.folders for result in evaluate(encode, folder, choice)]
-    report = as_json(encode, results, time.perf_counter() - started)
+    report = as_json(encode, results, time.perf_counter() - started, given.quantize)
     as_objects = (given.format or str(given.output).rpartition(".")[2]) == "json"
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) if as_objects else as_text(report)
     with open_output(given.output) as handle:

@@ -11,6 +11,7 @@ from ..embedder import Embedder, load
 from ..errors import RefembedError, printable
 from ..prompts import PROMPTS
 from ..textfiles import Row, read_texts
+from ..vectors import QUANTIZED, check_quantize, quantize_vectors
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
@@ -36,12 +37,22 @@ def add_text_options(command: argparse.ArgumentParser, task: str | None) -> None
         "--prompt", metavar="P", help="your own words before each text, with the space that follows them"
     )
     add_dimensions(group)
+    add_quantize(group)
     group.add_argument("--on-long", choices=("cut", "error"), default="cut", help="texts beyond the context (cut)")
 
 
 def add_dimensions(command: Any) -> None:
     command.add_argument(
         "--dimensions", metavar="N", type=int, help="keep the first N numbers (trained: 512, 256 and 128 of 768)"
+    )
+
+
+def add_quantize(command: Any) -> None:
+    command.add_argument(
+        "--quantize",
+        metavar="Q",
+        choices=QUANTIZED,
+        help="what is kept of a vector: int8, a byte a number; binary, a bit",
     )
 
 
@@ -115,9 +126,12 @@ class Encoded(NamedTuple):
     failed: int
 
 
-def encode_rows(model: Embedder, rows: Sequence[Row], given: argparse.Namespace, task: str) -> Encoded:
+def encode_rows(
+    model: Embedder, rows: Sequence[Row], given: argparse.Namespace, task: str, quantize: str | None = None
+) -> Encoded:
     """Embed every row that can be."""
     dimensions = model.check_dimensions(given.dimensions)
+    check_quantize(quantize, dimensions)
     ready = prepare_rows(model, rows, on_long=given.on_long, **prompt_options(given, task))
     vectors = model.encode_tokens(ready.batch, dimensions, show_progress=True)
-    return Encoded(vectors, ready.indices, ready.failed)
+    return Encoded(quantize_vectors(vectors, quantize), ready.indices, ready.failed)

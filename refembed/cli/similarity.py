@@ -25,7 +25,7 @@ def run(given: argparse.Namespace) -> int:
     query = encode_rows(model, [Row("the query", given.query)], given, task="query")
     if query.failed:
         return 2
-    found = encode_rows(model, rows, given, task="document")
+    found = encode_rows(model, rows, given, task="document", quantize=given.quantize)
     scores = model.similarity(query.vectors, found.vectors)[0]
     for place in (-scores).argsort(kind="stable"):
         print(f"{scores[place]:.4f}\t{printable(rows[found.indices[place]].text)}")

@@ -9,9 +9,9 @@ from itertools import islice
 
 import numpy as np
 
-from ..embedder import Vectors, similarity, unit_rows
+from ..embedder import Vectors
 from ..errors import RefembedError
-from ..search import best
+from ..vectors import best, similarity, unit_rows
 
 SEED, EXPERIMENTS = 42, 10  # MTEB's, of classification and clustering alike
 PER_LABEL = 8  # examples of each label that a classifier is trained on (MTEB)

@@ -10,9 +10,11 @@ from .tasks import Result
 from .vectors import TextEncoder
 
 
-def as_json(encode: TextEncoder, results: Sequence[Result], seconds: float) -> dict[str, Any]:
+def as_json(
+    encode: TextEncoder, results: Sequence[Result], seconds: float, quantize: str | None = None
+) -> dict[str, Any]:
     """What a score depends on, and the scores; null where one is not defined."""
-    used = {"context": encode.context, "dimensions": encode.dimensions}
+    used = {"context": encode.context, "dimensions": encode.dimensions, "quantize": quantize}
     counts = {"texts": encode.texts, "tokens": encode.tokens, "cut": encode.cut, "seconds": seconds}
     rows = [asdict(one) for one in results]
     for row in rows:
@@ -29,7 +31,8 @@ def as_text(report: dict[str, Any]) -> str:
         rows.append((*told, f"{one['seconds']:.1f}", "  ".join(scores)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head = (
-        "{model} ({digest:.12}), backend {backend}, {precision}, threads {threads}, context {context}, dimensions "
-        "{dimensions}: {texts} texts of {tokens} tokens in {seconds:.1f} s, {cut} of them cut; scores in percent\n"
-    ).format_map(report)
+        "{model} ({digest:.12}), backend {backend}, {precision}, threads {threads}, context {context}, "
+        "dimensions {dimensions}{stored}: {texts} texts of {tokens} tokens in {seconds:.1f} s, {cut} of them cut; "
+        "scores in percent\n"
+    ).format_map({"stored": f" kept as {report['quantize']}" if report["quantize"] else "", **report})
     return "\n".join([head] + ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows])

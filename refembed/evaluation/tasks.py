@@ -10,6 +10,7 @@ import numpy as np
 
 from ..embedder import Vectors
 from ..errors import RefembedError
+from ..vectors import quantize_vectors, unit_rows
 from . import metrics
 from .sets import ALL, Row, Search, Set, check_choice, open_folder
 
@@ -23,6 +24,23 @@ class Encode(Protocol):
 
     def __call__(self, texts: Sequence[str], task: str, titles: Sequence[str] | None = None) -> Vectors:
         """The embedding of each text after this task's prompt: (texts, dimensions)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an index keeps of a model's embeddings, quantised or not, and what it is asked with, which never is."""
+
+    asked: Encode
+    quantize: str | None
+
+    def __call__(self, texts: Sequence[str], task: str, titles: Sequence[str] | None = None) -> Any:
+        """(texts, dimensions) float32 or int8, or (texts, dimensions/8) uint8."""
+        return quantize_vectors(self.asked(texts, task, titles), self.quantize)
+
+    def as_floats(self, texts: Sequence[str], task: str) -> Vectors:
+        """The same as floats, for libraries that take nothing else: unit vectors."""
+        vectors = self(texts, task)
+        return vectors if self.quantize is None else unit_rows(vectors).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,42 +63,44 @@ class Result:
     seconds: float
 
 
-def sts(encode: Encode, prompt: str, rows: Rows) -> Scored:
+def sts(encode: Stored, prompt: str, rows: Rows) -> Scored:
     first, second = halves(encode, prompt, rows, "sentence1", "sentence2")
     return len(rows), metrics.sts(first, second, [row["score"] for row in rows])
 
 
-def bitext(encode: Encode, prompt: str, rows: Rows) -> Scored:
+def bitext(encode: Stored, prompt: str, rows: Rows) -> Scored:
     return len(rows), metrics.bitext(*halves(encode, prompt, rows, "sentence", "english"))
 
 
-def halves(encode: Encode, prompt: str, rows: Rows, one: str, other: str) -> tuple[Vectors, Vectors]:
+def halves(encode: Stored, prompt: str, rows: Rows, one: str, other: str) -> tuple[Any, Any]:
     vectors = encode([row[key] for key in (one, other) for row in rows], prompt)
     return vectors[: len(rows)], vectors[len(rows) :]
 
 
-def classification(encode: Encode, prompt: str, rows: Rows, train: Rows) -> Scored:
+def classification(encode: Stored, prompt: str, rows: Rows, train: Rows) -> Scored:
     experiments = metrics.few_shot([row["label"] for row in train])
     used = sorted(set().union(*experiments))  # the others need no vector
     place = {index: new for new, index in enumerate(used)}
-    vectors = encode([train[index]["text"] for index in used], prompt)
+    vectors = encode.as_floats([train[index]["text"] for index in used], prompt)
     picked = [[place[index] for index in experiment] for experiment in experiments]
-    test, labels = encode([row["text"] for row in rows], prompt), [row["label"] for row in rows]
+    test, labels = encode.as_floats([row["text"] for row in rows], prompt), [row["label"] for row in rows]
     return len(rows), metrics.classification(vectors, [train[index]["label"] for index in used], picked, test, labels)
 
 
-def clustering(encode: Encode, prompt: str, rows: Rows) -> Scored:
-    return len(rows), metrics.clustering(encode([row["text"] for row in rows], prompt), [row["label"] for row in rows])
+def clustering(encode: Stored, prompt: str, rows: Rows) -> Scored:
+    return len(rows), metrics.clustering(
+        encode.as_floats([row["text"] for row in rows], prompt), [row["label"] for row in rows]
+    )
 
 
-def retrieval(encode: Encode, prompt: str, search: Search, known: dict[str, Any]) -> Scored:
+def retrieval(encode: Stored, prompt: str, search: Search, known: dict[str, Any]) -> Scored:
     """known: the vectors of documents met before, by id; several languages may ask the same ones."""
     new = [row for row in search.documents if row["_id"] not in known]
     if new:
         vectors = encode([row["text"] for row in new], "document", [row["title"] for row in new])
         known |= {row["_id"]: vector for row, vector in zip(new, vectors, strict=True)}
     ids = [row["_id"] for row in search.documents]
-    asked = encode([row["text"] for row in search.queries], prompt)
+    asked = encode.asked([row["text"] for row in search.queries], prompt)
     rankings = metrics.rankings(asked, np.stack([known[id] for id in ids]), ids)
     ranked = dict(zip([query["_id"] for query in search.queries], rankings, strict=True))
     scores = metrics.retrieval(ranked, ids, search.relevant)
@@ -118,6 +138,7 @@ class Choice:
     collection   one of a folder's; all where not given
     documents    the language of the documents of a retrieval set, or "all" (Set.searches)
     prompt       another task whose prompt goes before texts, or queries: "code retrieval", "question answering"
+    quantize     "int8" or "binary": what an index keeps of all vectors but those of queries
     """
 
     task: str | None = None
@@ -126,6 +147,7 @@ class Choice:
     collection: str | None = None
     documents: str | None = None
     prompt: str | None = None
+    quantize: str | None = None
 
 
 EVERYTHING = Choice()
@@ -174,7 +196,7 @@ def works(found: Set, name: str, choice: Choice) -> list[tuple[Any, ...]]:
 def judge(encode: Encode, found: Set, name: str, choice: Choice, lang: str, *given: Any) -> Result:
     started, task = time.perf_counter(), TASKS[name]
     try:
-        examples, scores = task.score(encode, choice.prompt or task.prompt, *given)
+        examples, scores = task.score(Stored(encode, choice.quantize), choice.prompt or task.prompt, *given)
     except RefembedError:
         raise
     except ValueError as error:  # a library's word that there is no score: of one pair, of one label

@@ -1,7 +1,8 @@
-"""The three quantised weight forms: symmetric whole numbers with one 16-bit scale a block, or one a row.
+"""The three quantised weight forms: symmetric whole numbers with one 16-bit scale a block, or one a row; then vectors.
 
 Source: QNT-1 to QNT-6. The paper names the forms (int8 per block, int4 per block, and mixed per channel) and nothing
-more; block size, scale and rounding are our choice, said here and in spec/09-quantised-weights.md.
+more; block size, scale and rounding are our choice, said here and in spec/09-quantised-weights.md. Embeddings in 8
+bits and in one: MAT-5, MAT-6 and MAT-8.
 """
 
 from typing import NamedTuple
@@ -184,3 +185,56 @@ def unpack_int4(packed: Array) -> Array:
     high = np.stack([packed << 4, packed], axis=-1).view(np.int8)  # (..., n, 2), in the upper half of a byte
     signed: Array = np.right_shift(high, 4, out=high)  # (..., n, 2)
     return signed.reshape(*packed.shape[:-1], -1)  # (..., 2*n)
+
+
+def int8_vectors(embedding: Array) -> Array:
+    """Whole numbers that point the embedding's way: its largest magnitude becomes 127.
+
+    embedding   (..., n)
+    returns     (..., n)  int8 from -127 to 127, ties to even
+
+    Source: MAT-5. No scale is kept, since a cosine needs none. Trap: a dot product of levels, or their distance,
+    ranks by a length that says nothing.
+    """
+    largest = np.max(np.abs(embedding), axis=-1, keepdims=True)  # (..., 1)
+    step = np.where(largest > 0, largest, 1) / largest_level(8)  # (..., 1)
+    return np.rint(embedding / step).astype(np.int8)  # (..., n)
+
+
+def binary_vectors(embedding: Array) -> Array:
+    """A bit for each number: whether it is above zero. The first number is the highest bit of the first byte.
+
+    embedding   (..., n)
+    returns     (..., n/8)  uint8
+
+    Source: MAT-6, the bits of numpy.packbits, of FAISS and of sentence-transformers' ubinary. Trap: the lowest bit
+    first. Raises ValueError where n is no multiple of 8.
+    """
+    if embedding.shape[-1] % 8:
+        raise ValueError(f"{embedding.shape[-1]} numbers do not fill whole bytes")
+    return np.packbits(embedding > 0, axis=-1)  # (..., n/8)
+
+
+def signs(packed: Array) -> Array:
+    """What a binary embedding is as a vector: 1 for a bit that is set and -1 for one that is not.
+
+    packed    (..., n)  uint8
+    returns   (..., 8*n)  int8
+
+    Source: MAT-6. Trap: 0 for a bit that is not set, which loses half of what it says.
+    """
+    bits = np.unpackbits(packed, axis=-1).astype(np.int8)  # (..., 8*n)
+    return 2 * bits - 1  # (..., 8*n)
+
+
+def binary_similarity(first: Array, second: Array) -> Array:
+    """The cosine of every pair of binary embeddings, from the number of bits that differ.
+
+    first    (count, n)  uint8
+    second   (texts, n)  uint8
+    returns  (count, texts)  float64
+
+    Source: MAT-8. The cosine of two vectors of 1 and -1 is 1 - 2 * different/bits.
+    """
+    different = np.bitwise_count(first[:, None] ^ second)  # (count, texts, n)
+    return 1 - different.sum(axis=-1, dtype=np.int64) / (4 * first.shape[-1])  # (count, texts)

@@ -26,6 +26,10 @@ OUTSIDE = {
     "pooling.attention_pool": "the released model and the twin take the mean",
     "quantize.FORMS": "the words of an error message",
     "quantize.fake_quantize_gradient": "a gradient, and golden/quantised is of the forward",
+    "quantize.int8_vectors": "of embeddings: golden/vectors",
+    "quantize.binary_vectors": "of embeddings: golden/vectors",
+    "quantize.signs": "of embeddings: golden/vectors",
+    "quantize.binary_similarity": "of embeddings: golden/vectors",
 }
 
 

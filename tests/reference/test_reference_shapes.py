@@ -77,6 +77,10 @@ def run_forward(package: str) -> None:
             quantize.fake_quantize_gradient(np.ones_like(matrix), matrix, grid, given)
     levels = rng.integers(-8, 8, (7, 3, 18)).astype(np.int8)
     quantize.unpack_int4(quantize.pack_int4(levels))
+    quantize.int8_vectors(rng.standard_normal((2, 3, 18)))
+    bits = quantize.binary_vectors(rng.standard_normal((2, 9, 56)))
+    quantize.signs(bits)
+    quantize.binary_similarity(bits[0], bits[1, :5])
 
 
 def run_gradients(package: str) -> None:
