@@ -349,7 +349,7 @@ def _solve(size: ast.expr, real: int, known: dict[str, int]) -> bool | None:
     if isinstance(left, str) and isinstance(right, Fraction):
         name, answer = left, real / right if isinstance(size.op, ast.Mult) else real * right
     elif isinstance(right, str) and isinstance(left, Fraction) and real:
-        name, answer = right, left / real
+        name, answer = right, real / left if isinstance(size.op, ast.Mult) else left / real
     else:
         return None
     if answer.denominator != 1 or answer < 1:
