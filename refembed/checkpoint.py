@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from .config_file import check_modules, read_config, read_form, read_prompts
 from .errors import RefembedError
 from .reference import Config, parameter_shapes
-from .stored import StoredRows, Tensor, open_quantized, open_tensors
+from .stored import QuantizedTensor, StoredRows, Tensor, open_quantized, open_tensors
 
 WEIGHTS = "model.safetensors"
 DENSE = ("2_Dense", "3_Dense")
@@ -65,6 +65,11 @@ class Checkpoint:
             name: tensor.load(dtype) for name, tensor in self.tensors.items() if name != TABLE
         }
         return parameters | {TABLE: StoredRows(self.tensors[TABLE], dtype)}
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a layer's or a dense matrix is stored as levels and scales."""
+        return any(isinstance(tensor, QuantizedTensor) for name, tensor in self.tensors.items() if name != TABLE)
 
     @property
     def tokenizer(self) -> Path:
