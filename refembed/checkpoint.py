@@ -67,8 +67,18 @@ class Checkpoint:
         return parameters | {TABLE: StoredRows(self.tensors[TABLE], dtype)}
 
     @property
+    def weights(self) -> str:
+        """How its matrices are stored: a form, floats, or, in a .gguf file, the names of several."""
+        if self.form:
+            return self.form
+        found = {
+            isinstance(one, QuantizedTensor) and one.grid.bits for one in self.tensors.values() if len(one.shape) > 1
+        }
+        return " and ".join(f"int{bits}-block" if bits else "floats" for bits in sorted(found))
+
+    @property
     def quantized(self) -> bool:
-        """Whether a layer's or a dense matrix is stored as levels and scales."""
+        """Whether a matrix that rows are multiplied with, none but the table, is stored as levels and scales."""
         return any(isinstance(tensor, QuantizedTensor) for name, tensor in self.tensors.items() if name != TABLE)
 
     @property

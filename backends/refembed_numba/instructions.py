@@ -7,7 +7,7 @@ that their bits depend on the numbers alone: not on the row's place, its neighbo
 # Numba's decorators have no types that hold for every version
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -98,6 +98,7 @@ class Path(NamedTuple):
     add       (builder, sums, row, columns) -> sums + row * columns in every lane; of bytes, the four of a word
     zero      bytes of columns are stored so much above what they mean; nibbles are NIBBLE above on every path
     widen     (builder, halves) -> float16 as float32
+    unrolled  a block of bytes is written out word for word: faster where its totals fit the registers as well
     rows      of a tile
     """
 
@@ -108,6 +109,7 @@ class Path(NamedTuple):
     add: Callable[[Any, Any, Any, Any], Any]
     zero: int = 0
     widen: Callable[[Any, Any], Any] = lambda builder, halves: builder.fpext(halves, of_type(FLOAT, halves))
+    unrolled: bool = False
     rows: int = ROWS
 
 
@@ -173,8 +175,8 @@ FLOAT_PATHS = (  # best first, as below
     Path("portable", frozenset(), 4, 8, add_float),  # 12, 2 and 1
 )
 BYTE_PATHS = (
-    Path("avx512vnni", frozenset({"avx512vnni"}), 16, 32, add_vnni, zero=128),  # 12 sums, 12 totals, 2 columns, a word
-    Path("avxvnni", frozenset({"avxvnni", "f16c"}), 8, 16, add_vnni, zero=128),  # here and below totals are in memory
+    Path("avx512vnni", frozenset({"avx512vnni"}), 16, 32, add_vnni, zero=128, unrolled=True),  # 12 sums, 12 totals
+    Path("avxvnni", frozenset({"avxvnni", "f16c"}), 8, 16, add_vnni, zero=128),  # here and below totals go to memory
     Path("avx2", frozenset({"avx2", "f16c"}), 8, 16, add_avx2),
     Path("dotprod", frozenset({"dotprod"}), 4, 16, add_dotprod),
     Path("portable", frozenset(), 4, 8, add_bytes, zero=128, widen=widen_bits),
@@ -273,20 +275,21 @@ def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_st
         builder.store(every(0.0, floats), place)
     with cgutils.for_range(builder, blocks) as block:
         rows = [builder.add(start, builder.mul(block.index, LONG(SPAN))) for start in a_rows]
-        line = builder.mul(block.index, LONG(lines))
-        start = builder.add(b_start, builder.mul(line, LONG(path.columns)))
-        near = builder.add(ahead, builder.mul(line, LONG(LINE)))
+        first = builder.mul(block.index, LONG(lines))
+        start = builder.add(b_start, builder.mul(first, LONG(path.columns)))
+        near = builder.add(ahead, builder.mul(first, LONG(LINE)))
         scales_at = builder.add(b_scales_start, builder.mul(block.index, b_scales_step))
         for share in range(shares):
             for begin, row in zip(rows, sums, strict=True):
                 begin_sums(builder, a, begin, share if halves else None, zero, row)
-            for at in range(lines * share // shares, lines * (share + 1) // shares):
-                columns = [load(builder, b, builder.add(start, LONG(path.columns * at + place.constant)), ints)
-                           for place in places]  # fmt: skip
-                fetch(builder, b, builder.add(near, LONG(at * LINE)))
-                for word, four in enumerate(fours(builder, bits, columns)):
-                    places_of_a = [builder.add(begin, LONG(NOTE + at * 8 // bits + word)) for begin in rows]
-                    add_words(builder, path, a, places_of_a, four, sums)
+            for line in steps(builder, lines * share // shares, lines // shares, path.unrolled):
+                at = builder.add(start, builder.mul(line, LONG(path.columns)))
+                columns = [load(builder, b, builder.add(at, place), ints) for place in places]
+                fetch(builder, b, builder.add(near, builder.mul(line, LONG(LINE))))
+                word = builder.add(builder.mul(line, LONG(8 // bits)), LONG(NOTE))
+                for one, four in enumerate(fours(builder, bits, columns)):
+                    words = [builder.add(builder.add(begin, word), LONG(one)) for begin in rows]
+                    add_words(builder, path, a, words, four, sums)
             scales = []
             for place in places:
                 if halves:
@@ -307,6 +310,15 @@ def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_st
     for c_row, total_row in zip(c_rows, totals, strict=True):
         for place, total in zip(places, total_row, strict=True):
             store(builder, builder.load(total), c, builder.add(c_row, place))
+
+
+def steps(builder: Any, first: int, count: int, unrolled: bool) -> Iterator[Any]:
+    """The numbers from `first` on: constants, for code written out for each, or one that a loop counts up."""
+    if unrolled:
+        yield from (LONG(at) for at in range(first, first + count))
+    else:
+        with cgutils.for_range(builder, LONG(count)) as loop:
+            yield builder.add(loop.index, LONG(first))
 
 
 def begin_sums(builder: Any, a: Any, begin: Any, half: int | None, zero: int, sums: Any) -> None:
