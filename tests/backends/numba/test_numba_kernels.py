@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product as product_of
 from pathlib import Path as File
 
 import numpy as np
@@ -57,7 +58,11 @@ import refembed
 from refembed.reference.operations import gelu
 
 SIZES = some.integers(1, 300)
-TWIN = File(__file__).parents[3] / "golden" / "twin" / "checkpoint"
+ROOT = File(__file__).parents[3]
+MODELS = (
+    ROOT / "golden" / "twin" / "checkpoint",
+    *(ROOT / "tests/gguf" / f"small-{one}.gguf" for one in ("q8_0", "q4_0")),
+)
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 
 
@@ -416,14 +421,16 @@ import refembed
 from refembed.cli import main
 from refembed_numba.matmul import BYTE_PATH, FLOAT_PATH
 
-float_name, byte_name, tests, twin, result = sys.argv[1:]
+float_name, byte_name, tests, *models, result = sys.argv[1:]
 assert (FLOAT_PATH.name, BYTE_PATH.name) == (float_name, byte_name)
-assert not pytest.main(["-q", "-p", "no:cacheprovider", "-k", "product or integers or extremes", tests])
+assert not pytest.main(["-q", "-p", "no:cacheprovider", "-k", "product or integers or extremes or stored", tests])
 vectors = []
 for precision in ("float32", "int8"):
     assert main(["verify", "--backend", "numba", "--precision", precision]) == 0
-    model = refembed.load(twin, backend="numba", precision=precision)
-    vectors.append(model.encode(["Mars looks red.", "", "Venus is hot."]))
+for model in models:
+    for precision in ("float32", "int8"):
+        encoder = refembed.load(model, backend="numba", precision=precision).encoder
+        vectors.append(encoder.encode([np.arange(1, 20), np.arange(7, 60)])[:, :48])
 np.save(result, vectors)
 """
 
@@ -440,14 +447,14 @@ def test_forced(names: tuple[str, str], tmp_path: File) -> None:
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     result = tmp_path / "vectors.npy"
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *names, __file__, str(TWIN), str(result)],
+        [sys.executable, "-c", CHILD, *names, __file__, *map(str, MODELS), str(result)],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = np.load(result)
-    for precision, vectors in zip(("float32", "int8"), found, strict=True):
-        model = refembed.load(TWIN, backend="numba", precision=precision)
-        expected = model.encode(["Mars looks red.", "", "Venus is hot."])
+    for (model, precision), vectors in zip(product_of(MODELS, ("float32", "int8")), found, strict=True):
+        encoder = refembed.load(model, backend="numba", precision=precision).encoder
+        expected = encoder.encode([np.arange(1, 20), np.arange(7, 60)])[:, :48]
         if "fma" in features and "fma" in FEATURES:
             np.testing.assert_array_equal(vectors, expected)
         elif precision == "float32":
