@@ -97,10 +97,10 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def empty_matrix(layers: int, outputs: int, inputs: int, layout: Layout) -> Matrix:
-    """Room for `layers` matrices (outputs, inputs)."""
-    floats = layout.bits == 32
-    depth, columns = inputs if floats else round_up(inputs, BLOCK), round_up(outputs, layout.panel)
+def empty_matrix(layers: int, outputs: int, inputs: int, layout: Layout, panel: int | None = None) -> Matrix:
+    """Room for `layers` matrices (outputs, inputs); panel is what this CPU's tile takes, or that of another tile."""
+    floats, panel = layout.bits == 32, panel or layout.panel
+    depth, columns = inputs if floats else round_up(inputs, BLOCK), round_up(outputs, panel)
     size = layers * depth * columns
     return Matrix(
         np.empty(size if floats else 0, np.float32),
@@ -108,7 +108,7 @@ def empty_matrix(layers: int, outputs: int, inputs: int, layout: Layout) -> Matr
         np.empty(0 if floats else layers * columns * (1 if layout.shared else depth // BLOCK), np.float32),
         depth,
         columns,
-        layout.panel,
+        panel,
         *layout,
     )
 
