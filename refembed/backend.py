@@ -41,7 +41,8 @@ class Backend(Protocol):
     """A way to run the model. Its module imports the library it needs only in load, so that finding it costs nothing.
 
     It may also have tokenizer(checkpoint), which returns a refembed.tokenizer.Tokenizer of its own that gives the same
-    ids; otherwise the tokenizers library makes them. And it may have describe(), which returns a list of lines for
+    ids; otherwise the tokenizers library makes them. And it may have usual(checkpoint), the precision that is taken for
+    this checkpoint where none is named; otherwise the first is. And describe(), which returns a list of lines for
     `refembed doctor`: what it found on this machine and what it makes of it; refused, precisions and the reason against
     each; and its encoder tokens_at_once, how many it would like to be given in one call. For `refembed bench` it may
     have device(), "cuda" or "cpu", which is meant where it is missing; and training(checkpoint, precision, threads,
@@ -133,10 +134,10 @@ def open_tokenizer(backend: Backend, checkpoint: Checkpoint) -> Tokenizer:
     return make(checkpoint) if make else Tokenizer(checkpoint.tokenizer, checkpoint.config)
 
 
-def choose_precision(backend: Backend, precision: str | None) -> str:
-    """The precision asked for, or the backend's default; never another."""
+def choose_precision(backend: Backend, precision: str | None, checkpoint: Checkpoint) -> str:
+    """The precision asked for, or the backend's default for this checkpoint; never another."""
     if precision is None:
-        return backend.precisions[0]
+        return str(backend.usual(checkpoint)) if hasattr(backend, "usual") else backend.precisions[0]
     if precision not in backend.precisions:
         why = getattr(backend, "refused", {}).get(precision)
         raise RefembedError(

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from .config_file import check_modules, read_config, read_form, read_prompts
 from .errors import RefembedError
 from .reference import Config, parameter_shapes
-from .stored import StoredRows, Tensor, open_quantized, open_tensors
+from .stored import QuantizedTensor, StoredRows, Tensor, open_quantized, open_tensors
 
 WEIGHTS = "model.safetensors"
 DENSE = ("2_Dense", "3_Dense")
@@ -65,6 +65,21 @@ class Checkpoint:
             name: tensor.load(dtype) for name, tensor in self.tensors.items() if name != TABLE
         }
         return parameters | {TABLE: StoredRows(self.tensors[TABLE], dtype)}
+
+    @property
+    def weights(self) -> str:
+        """How its matrices are stored: a form, floats, or, in a .gguf file, the names of several."""
+        if self.form:
+            return self.form
+        found = {
+            isinstance(one, QuantizedTensor) and one.grid.bits for one in self.tensors.values() if len(one.shape) > 1
+        }
+        return " and ".join(f"int{bits}-block" if bits else "floats" for bits in sorted(found))
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a matrix that rows are multiplied with, none but the table, is stored as levels and scales."""
+        return any(isinstance(tensor, QuantizedTensor) for name, tensor in self.tensors.items() if name != TABLE)
 
     @property
     def tokenizer(self) -> Path:

@@ -36,12 +36,14 @@ class Info:
 
     model        the folder or hub id it was loaded by
     digest       SHA-256 that names the weights, config and tokenizer
+    weights      how its matrices are stored: "floats", "int4-block", ... (QNT-1)
     backend      its name; why: why this one; precision and threads: what it computes in and with
     dimensions   numbers in an embedding; context: most tokens in a text
     """
 
     model: str
     digest: str
+    weights: str
     backend: str
     why: str
     precision: str
@@ -73,6 +75,7 @@ class Embedder:
         return Info(
             model=self.name,
             digest=self.checkpoint.digest,
+            weights=self.checkpoint.weights,
             backend=self.backend.name,
             why=self.why,
             precision=self.encoder.precision,
@@ -271,7 +274,8 @@ def load(
     model       a folder in the Hugging Face layout, a .gguf file, a hub id ("google/embeddinggemma-300m"), or nothing
                 for the small model that comes with refembed
     backend     by name, or nothing for the best that can run here; a named one that cannot is an error
-    precision   what to compute in, one of the backend's own; its default where not given
+    precision   what to compute in, one of the backend's own; its default for this model where not given: backend numba
+                takes a quantised model's weights as they are stored (int8), and makes floats of them for float32
     threads     how many threads to compute with; the backend's choice where not given
     revision    of a hub id: a branch, tag or commit
 
@@ -286,8 +290,8 @@ def load(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise RefembedError("option-threads", f"threads is {threads!r}, a whole number of at least 1 needed")
     chosen, why = choose_backend(backend)
-    precision = choose_precision(chosen, precision)
     checkpoint = open_checkpoint(DEFAULT_MODEL if model is None else find_folder(model, revision))
+    precision = choose_precision(chosen, precision, checkpoint)
     tokenizer = open_tokenizer(chosen, checkpoint)  # before the weights: its peak is its own
     encoder = chosen.load(checkpoint, precision, threads)
     name = "default" if model is None else str(model)

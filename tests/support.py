@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors.numpy import save_file
 
 from refembed.checkpoint import Checkpoint
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
-from refembed.stored import StoredTensor
+from refembed.reference.quantize import grid_of, pack_int4, quantize
+from refembed.stored import QuantizedTensor, StoredTensor
 
 # Both kinds of layer, every size different from every other, and a window shorter than most texts.
 SMALL = Config(
@@ -48,12 +50,12 @@ def random_ids(config: Config, tokens: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 @some.composite
-def configs(draw: some.DrawFn, key_heads: int = 2, head: int = 40, size: int = 90) -> Config:
-    """Any small model up to these sizes, which are no multiple of a tile, a panel or a block."""
+def configs(draw: some.DrawFn, key_heads: int = 2, head: int = 40, size: int = 90, step: int = 1) -> Config:
+    """Any small model up to these sizes, which are no multiple of a tile, a panel or a block; but of step."""
     shared, sizes, width = (
         draw(some.integers(1, key_heads)),
-        some.integers(8, size),
-        2 * draw(some.integers(1, head // 2)),
+        some.integers(-(-8 // step), size // step).map(lambda times: times * step),
+        max(2, step) * draw(some.integers(1, head // max(2, step))),
     )
     return Config(
         vocabulary=160,
@@ -83,8 +85,19 @@ def checkpoint_of(config: Config, seed: int = 0) -> Checkpoint:
     return Checkpoint(Path(), config, {name: StoredTensor(name, Path(), p) for name, p in parameters.items()}, {})
 
 
+def quantised(checkpoint: Checkpoint, form: str) -> Checkpoint:
+    """The same in one of the reference's forms, in memory; rows must be whole blocks."""
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in tensors.items():
+        if grid := grid_of(form, name):
+            levels, scales = quantize(tensor.load(np.float32), grid)
+            stored = levels if grid.bits == 8 else pack_int4(levels)
+            tensors[name] = QuantizedTensor(name, Path(), stored, scales, grid)
+    return replace(checkpoint, tensors=tensors, form=form)
+
+
 def widened(checkpoint: Checkpoint, dtype: type) -> dict[str, NDArray[Any]]:
-    return {name: tensor.stored.astype(dtype) for name, tensor in checkpoint.tensors.items()}
+    return {name: tensor.load(dtype) for name, tensor in checkpoint.tensors.items()}
 
 
 def texts_of(config: Config, lengths: list[int]) -> list[NDArray[np.int64]]:

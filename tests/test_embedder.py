@@ -169,6 +169,7 @@ def test_info(model, small_folder) -> None:
     assert info.pop("threads") >= 1
     assert info == {
         "model": str(small_folder),
+        "weights": "floats",
         "backend": "numpy",
         "why": "it was named",
         "precision": "float32",

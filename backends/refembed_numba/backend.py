@@ -12,7 +12,12 @@ MACHINES = {"x86_64", "amd64", "arm64", "aarch64"}
 
 
 class NumbaBackend:
-    """Compiled for the CPU it runs on."""
+    """Compiled for the CPU it runs on.
+
+    In int8 rows are rounded to 8 bits on their way into a product, and weights are a quantised checkpoint's own levels
+    of 8 or 4 bits, as they are stored; of a checkpoint of floats they are rounded to 8 bits at load. In float32 a
+    quantised checkpoint's weights become floats.
+    """
 
     name = "numba"
     priority = 10
@@ -32,6 +37,9 @@ class NumbaBackend:
 
         return open_tokenizer(checkpoint.tokenizer, checkpoint.config)
 
+    def usual(self, checkpoint: Checkpoint) -> str:
+        return "int8" if checkpoint.quantized else "float32"
+
     def describe(self) -> list[str]:
         from refembed.cache import cache_folder
 
@@ -45,6 +53,7 @@ class NumbaBackend:
         return [
             f"CPU {CPU}: {', '.join(sorted(matter & FEATURES)) or 'no feature that matters here'}",
             f"float32 by {FLOAT_PATH.name}, int8 by {BYTE_PATH.name}",
+            "quantised models in int8 unless float32 is asked for: their weights of 8 or 4 bits as they are stored",
             f"compiled code in {folder}{kept}",
         ]
 

@@ -31,12 +31,14 @@ from .forward import (
     forward,
     new_counters,
     project,
+    quantise_rows,
     schedule,
+    words_in,
 )
-from .instructions import BLOCK, ROWS
+from .instructions import BLOCK, NOTE, ROWS, SPAN
 from .kernels import QUERIES
-from .matmul import BYTE_PANEL, PANEL, Matrix, empty_matrix, round_up
-from .packing import pack
+from .matmul import BYTES, PANEL, Matrix, empty_matrix, round_up
+from .packing import by_halves, layout_of, pack, pack_levels, quantized
 from .team import Team
 
 ROWS_AT_ONCE = 128  # of the table: the system maps 64 KB around each row of 3, let go before they add up
@@ -52,7 +54,7 @@ Floats = NDArray[np.float32]
 
 
 class NumbaEncoder:
-    """The model in float32 or int8.
+    """The model in float32, or in int8: products of 8-bit levels with the weights' own of 8 or 4 bits, or rounded ones.
 
     rows_read   rows of the table read since its pages were let go
     """
@@ -64,7 +66,8 @@ class NumbaEncoder:
         self.table = StoredRows(checkpoint.tensors[TABLE], np.float32)
         self.rows_read = 0
         self.model = pack_model(checkpoint, precision == "int8", self.team)
-        self.dense = [pack_kind(checkpoint, 1, [name], PANEL, False, self.team) for name in DENSE_MATRICES]
+        quantised = precision == "int8" and checkpoint.quantized  # floats stay
+        self.dense = [pack_kind(checkpoint, 1, [name], quantised, self.team) for name in DENSE_MATRICES]
         for tensor in checkpoint.tensors.values():  # around what was read the system mapped more
             let_go(tensor)
         self.encode([np.array([self.config.bos])])  # compiles, or fails, now
@@ -110,14 +113,33 @@ class NumbaEncoder:
         return found[1:]
 
     def multiply(self, rows: Floats, matrix: Matrix) -> Floats:
-        """rows (n, depth) times a matrix of one layer, (n or a few more, columns)."""
-        room = round_up(len(rows), ROWS)
-        filled = np.zeros((room, matrix.depth), np.float32)
-        filled[: len(rows)] = rows
-        flat, found, counters = filled.ravel(), np.empty(room * matrix.columns, np.float32), new_counters(0)
+        """rows (n, depth) times a matrix of one layer, (n, columns), both or a few more.
+
+        With levels twice: the rows' own, and those of what these leave, since nothing after averages errors here.
+        """
+        filled = np.zeros((round_up(len(rows), ROWS), matrix.depth), np.float32)
+        filled[: len(rows), : rows.shape[1]] = rows
+        if matrix.bits == 32:
+            return self.project(filled, np.zeros(0, np.int32), matrix, len(filled))
+        words = self.levels(filled)
+        blocks = words.reshape(-1, SPAN)
+        meant = blocks[:, NOTE:].copy().view(np.int8) * blocks[:, :1].copy().view(np.float32)  # (blocks, BLOCK)
+        rest = self.levels(filled - meant.reshape(filled.shape))
+        found = self.project(filled, np.concatenate([words, rest]), matrix, 2 * len(filled))
+        return found[: len(filled)] + found[len(filled) :]
+
+    def levels(self, rows: Floats) -> NDArray[np.int32]:
+        """What byte_product reads of rows (n, a multiple of BLOCK), flat."""
+        words = np.empty(rows.size // BLOCK * SPAN, np.int32)
+        quantise_rows(rows.ravel(), rows.shape[1], words)
+        return words
+
+    def project(self, rows: Floats, words: NDArray[np.int32], matrix: Matrix, count: int) -> Floats:
+        """`count` rows, as floats or as levels, a multiple of ROWS, times a matrix: (count, columns)."""
+        flat, found, counters = rows.ravel(), np.empty(count * matrix.columns, np.float32), new_counters(0)
         threads = self.threads
-        self.team.run(lambda thread: project(threads, flat, matrix, room, counters, found))
-        return found.reshape(room, matrix.columns)
+        self.team.run(lambda thread: project(threads, flat, words, matrix, count, counters, found))
+        return found.reshape(count, matrix.columns)
 
     def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The tensors that exist here: what is fused away (norms before a residual, scores) is not among them."""
@@ -162,7 +184,7 @@ class NumbaEncoder:
         run(ADD_ATTENTION, ADD_ATTENTION)
         keep("mlp.norm", batch.normed, width, 0, width)
         run(EXPAND, EXPAND)
-        if not model.contract.int8:
+        if model.contract.bits == 32:
             keep("mlp.gated", batch.gated, model.mlp, 0, model.mlp)
         run(CONTRACT, CONTRACT)
         keep("mlp.output", batch.update, model.contract.columns, 0, width)
@@ -171,10 +193,10 @@ class NumbaEncoder:
 
 
 # --------------------------------------------------------------------------------------------------------------- load
-def pack_model(checkpoint: Checkpoint, int8: bool, team: Team) -> Model:
+def pack_model(checkpoint: Checkpoint, levels: bool, team: Team) -> Model:
     """Every layer's parameters in the kernels' order; of the mapped files nothing stays in memory but the table."""
     config = checkpoint.config
-    layers, panel = len(config.layer_kinds), BYTE_PANEL if int8 else PANEL
+    layers = len(config.layer_kinds)
     products = [
         [f"self_attn.{name}_proj" for name in "qkv"],
         ["self_attn.o_proj"],
@@ -182,8 +204,7 @@ def pack_model(checkpoint: Checkpoint, int8: bool, team: Team) -> Model:
         ["mlp.down_proj"],
     ]
     qkv, output, expand, contract = (
-        pack_kind(checkpoint, layers, [f"layers.{{0}}.{name}" for name in names], panel, int8, team)
-        for names in products
+        pack_kind(checkpoint, layers, [f"layers.{{0}}.{name}" for name in names], levels, team) for names in products
     )
 
     def vectors(*names: str) -> Floats:
@@ -208,26 +229,39 @@ def turns(config: Config) -> Floats:
     return np.stack([np.concatenate(pair, axis=1) for pair in angles]).ravel()
 
 
-def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], panel: int, int8: bool, team: Team) -> Matrix:
+def pack_kind(checkpoint: Checkpoint, layers: int, names: list[str], levels: bool, team: Team) -> Matrix:
     """One kind of product of every layer; the matrices of `names` share their input and stand side by side.
 
     Queries, keys and values stand close, so that every head is `head` columns from the last; of two matrices, gate and
     up, each has half of the panels.
+
+    levels   in 8 or 4 bits
     """
     tensors = [[checkpoint.tensors[f"{name.format(layer)}.weight"] for name in names] for layer in range(layers)]
     shapes = [tensor.shape for tensor in tensors[0]]
     starts = [sum(shape[0] for shape in shapes[:at]) for at in range(len(shapes))]
-    size = starts[-1] + shapes[-1][0]
+    size, inputs = starts[-1] + shapes[-1][0], shapes[0][1]
+    layout = layout_of([tensor for parts in tensors for tensor in parts], levels)
     if len(names) == 2:
-        starts[1] = round_up(shapes[0][0], panel)
+        starts[1] = round_up(shapes[0][0], layout.panel)
         size = 2 * starts[1]
-    matrix = empty_matrix(layers, size, shapes[0][1], panel, int8)
-    stacked = np.zeros((matrix.columns, shapes[0][1]), np.float32)
+    matrix = empty_matrix(layers, size, inputs, layout)
+    stored = layout.halves or layout.shared
+    stacked = np.zeros((matrix.columns, matrix.depth if stored else inputs), np.int8 if stored else np.float32)
+    scales = np.zeros((matrix.columns, 1 if layout.shared else 2 * matrix.depth // BLOCK), np.float16)
     for layer, parts in enumerate(tensors):
         for start, tensor in zip(starts, parts, strict=True):
-            stacked[start : start + tensor.shape[0]] = tensor.load(np.float32)
+            rows = slice(start, start + tensor.shape[0])
+            if stored:
+                whole = quantized(tensor)
+                stacked[rows, :inputs], scales[rows] = whole.levels, by_halves(whole.scales, scales.shape[1])
+            else:
+                stacked[rows] = tensor.load(np.float32)
             let_go(tensor)
-        pack(matrix, layer, stacked, team)
+        if stored:
+            pack_levels(matrix, layer, stacked, scales, team)
+        else:
+            pack(matrix, layer, stacked, team)
     return matrix
 
 
@@ -261,18 +295,15 @@ def passes(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
 
 def make_batch(lengths: list[int], model: Model, threads: int, by_rows: bool) -> Batch:
     """Room for a pass over texts of these lengths."""
-    int8 = model.qkv.int8
-    rows, panel = sum(lengths), BYTE_PANEL if int8 else PANEL
+    int8, panel, rows = model.qkv.bits < 32, model.qkv.panel, sum(lengths)
     room = round_up(rows, ROWS) + ROWS  # a tile of queries may begin at a text's last token
     starts = np.concatenate([[0], np.cumsum(lengths)])
     panels = np.concatenate([[0], np.cumsum([round_up(tokens, panel) // panel for tokens in lengths])])
     blocks = [(text, begin) for text, tokens in enumerate(lengths) for begin in range(0, tokens, QUERIES)]
     stride = round_up(max(lengths), panel) + 16  # not a power of two, whose rows would share cache lines
 
-    def levels(depth: int, rows: int = room) -> tuple[NDArray[np.uint8], NDArray[np.int32], Floats]:
-        """Bytes, the same as words, and their scales."""
-        bytes = np.zeros(rows * depth if int8 else 0, np.uint8)
-        return bytes, bytes.view(np.int32), np.zeros(len(bytes) // BLOCK, np.float32)
+    def levels(depth: int, rows: int = room) -> NDArray[np.int32]:
+        return np.zeros(rows * words_in.py_func(depth) if int8 else 0, np.int32)
 
     def floats(columns: int, more: int = 0) -> Floats:
         return np.zeros(room * columns + more, np.float32)
@@ -286,10 +317,9 @@ def make_batch(lengths: list[int], model: Model, threads: int, by_rows: bool) ->
         floats(model.width), normed, floats(model.qkv.columns, PANEL), context,
         floats(model.output.columns), floats(0 if int8 else model.mlp),
         np.zeros(0 if int8 else model.key_heads * panels[-1] * model.head * panel, np.float32),
-        empty_matrix(model.key_heads, panels[-1] * panel if int8 else 0, model.head, panel, True),
-        *normed_levels, *context_levels,
-        *levels(round_up(model.head, BLOCK), room * (model.heads + model.key_heads)),
-        *levels(model.contract.depth),
+        empty_matrix(model.key_heads, panels[-1] * panel if int8 else 0, model.head, BYTES),
+        normed_levels, context_levels,
+        levels(round_up(model.head, BLOCK), room * (model.heads + model.key_heads)), levels(model.contract.depth),
         np.zeros((threads, QUERIES * stride), np.float32), np.zeros((threads, QUERIES), np.float32),
         np.zeros((threads, ROWS * PANEL), np.float32), np.zeros((threads, 3 * PART), np.float32),
         *schedule(model, rows, len(blocks), threads, by_rows),

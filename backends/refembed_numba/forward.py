@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled, inner
-from .instructions import BLOCK, ROWS, add_to, give_way, look_at
+from .instructions import BLOCK, ROWS, SPAN, add_to, give_way, look_at
 from .kernels import (
     QUERIES,
     add_norm_row,
@@ -26,10 +26,10 @@ from .kernels import (
     quantise_row,
     score,
     score_levels,
+    store_column,
     store_key,
-    store_key_levels,
 )
-from .matmul import BYTE_PANEL, PANEL, ZERO, Matrix, multiply
+from .matmul import BYTE_PANEL, PANEL, Matrix, multiply
 
 ROWS_A_TASK = 258  # of a product: with one panel they fit a core's own cache; a multiple of ROWS
 PART = ROWS_A_TASK * BLOCK  # of gate, of up, and of what comes of both
@@ -87,9 +87,9 @@ class Batch(NamedTuple):
     normed     (rows, width), queries_keys_values, context, update: what products read and write
     gated      (rows, mlp), float32 only
     keys       (key_heads, panels, head, PANEL), float32 only; key_levels the same in int8, as a Matrix
-    bytes      int8: the levels of normed, (rows, depth), also seen as words of four; byte_scales (rows, depth/BLOCK)
-    context_bytes, gated_bytes   the same of context and of gated
-    head_bytes the same of queries and keys, (heads + key_heads, room, head), each head filled up to a multiple of BLOCK
+    words      int8: the levels of normed, (rows, depth/BLOCK * SPAN), as quantise_row leaves them
+    context_words, gated_words   the same of context and of gated
+    head_words the same of queries and keys, (heads + key_heads, room, head), each head filled up to a multiple of BLOCK
     scores, sums, found, parts   scratch of each thread
     phases     (phases + 1) the steps at which a phase begins
     heights    (phases) rows of a task
@@ -112,18 +112,10 @@ class Batch(NamedTuple):
     gated: NDArray[np.float32]
     keys: NDArray[np.float32]
     key_levels: Matrix
-    bytes: NDArray[np.uint8]
     words: NDArray[np.int32]
-    byte_scales: NDArray[np.float32]
-    context_bytes: NDArray[np.uint8]
     context_words: NDArray[np.int32]
-    context_scales: NDArray[np.float32]
-    head_bytes: NDArray[np.uint8]
     head_words: NDArray[np.int32]
-    head_scales: NDArray[np.float32]
-    gated_bytes: NDArray[np.uint8]
     gated_words: NDArray[np.int32]
-    gated_scales: NDArray[np.float32]
     scores: NDArray[np.float32]
     sums: NDArray[np.float32]
     found: NDArray[np.float32]
@@ -140,6 +132,12 @@ def new_counters(phases: int) -> NDArray[np.int64]:
 
 
 @inner
+def words_in(depth):
+    """Words of a row's levels."""
+    return depth // BLOCK * SPAN
+
+
+@inner
 def wait(counters, place, tasks):
     """Until all tasks of a phase are done. Nobody waits for a thread that has none: the system may have stopped it."""
     looks = 0
@@ -152,13 +150,12 @@ def wait(counters, place, tasks):
 @inner
 def norm_rows(model, batch, which, first, last):
     """normed = the norm `which` of x, and its levels where a product in int8 will read it."""
-    width, depth = model.width, model.qkv.depth
+    width, depth = model.width, model.qkv.depth  # of expand as well
     for row in range(first, last):
         at = row * width
         norm_row(batch.x, at, width, model.norms, which * width, model.epsilon, batch.normed, at)
-        if model.qkv.int8:
-            quantise_row(batch.normed, at, width, batch.bytes, row * depth, depth, batch.byte_scales,
-                         row * (depth // BLOCK), np.int32(ZERO))  # fmt: skip
+        if model.qkv.bits < 32:
+            quantise_row(batch.normed, at, width, batch.words, row * words_in(depth), depth)
 
 
 @inner
@@ -176,14 +173,12 @@ def turn_rows(model, batch, layer, first, last):
             weight = (layer * 2 + (1 if key >= 0 else 0)) * head
             norm_and_turn(batch.qkv, at, head, model.head_norms, weight, model.epsilon, model.turns, turn)
             place = key * panels + batch.panels[text]
-            level = part * batch.room + row
-            if model.qkv.int8:
-                zero = np.int32(0 if key >= 0 else ZERO)
-                quantise_row(batch.qkv, at, head, batch.head_bytes, level * depth, depth, batch.head_scales,
-                             level * (depth // BLOCK), zero)  # fmt: skip
+            level = part * batch.room + row  # of head_words
+            if model.qkv.bits < 32:
+                quantise_row(batch.qkv, at, head, batch.head_words, level * words_in(depth), depth)
                 if key >= 0:
-                    store_key_levels(batch.head_bytes, batch.head_words, level * (depth // 4), batch.head_scales,
-                                     level * (depth // BLOCK), depth, position, batch.key_levels, place)  # fmt: skip
+                    store_column(batch.head_words, level * words_in(depth), batch.key_levels,
+                                 place + position // BYTE_PANEL, position % BYTE_PANEL)  # fmt: skip
             elif key >= 0:
                 store_key(batch.qkv, at, head, position, batch.keys, place * head * PANEL)
 
@@ -198,14 +193,14 @@ def attend_block(model, batch, layer, task, thread):
     first_row, tokens = batch.starts[text], batch.starts[text + 1] - batch.starts[text]
     end, reach = min(begin + QUERIES, tokens), model.reach if model.sliding[layer] else tokens
     place = key * batch.panels[len(batch.panels) - 1] + batch.panels[text]
-    if model.qkv.int8:
-        score_levels(batch.head_words, batch.head_scales, query * batch.room + first_row, begin, end, tokens,
-                     batch.key_levels.depth, reach, batch.key_levels, place, scores, batch.stride)  # fmt: skip
+    if model.qkv.bits < 32:
+        score_levels(batch.head_words, query * batch.room + first_row, begin, end, tokens, reach, batch.key_levels,
+                     place, scores, batch.stride)  # fmt: skip
     else:
         score(batch.qkv, columns, first_row, query * head, begin, end, tokens, head, reach, batch.keys,
               place * head * PANEL, scores, batch.stride)  # fmt: skip
     mix(batch.qkv, columns, first_row, (model.heads + model.key_heads + key) * head, begin, end, tokens, head, reach,
-        model.scale, BYTE_PANEL if model.qkv.int8 else PANEL, scores, batch.stride, batch.sums[thread],
+        model.scale, model.qkv.panel, scores, batch.stride, batch.sums[thread],
         batch.found[thread], batch.context, model.heads * head, query * head)  # fmt: skip
 
 
@@ -224,14 +219,13 @@ def level_rows(model, batch, first, last):
     """int8: the levels of context."""
     size, depth = model.heads * model.head, model.output.depth
     for row in range(first, last):
-        quantise_row(batch.context, row * size, size, batch.context_bytes, row * depth, depth, batch.context_scales,
-                     row * (depth // BLOCK), np.int32(ZERO))  # fmt: skip
+        quantise_row(batch.context, row * size, size, batch.context_words, row * words_in(depth), depth)
 
 
 @inner
-def product_part(a, words, scales, matrix, layer, first, last, part, ahead, c):
+def product_part(a, words, matrix, layer, first, last, part, ahead, c):
     """One panel's columns of rows first to last."""
-    multiply(a, words, scales, matrix, layer, first, last, part, ahead, c, first * matrix.columns + part * matrix.panel,
+    multiply(a, words, matrix, layer, first, last, part, ahead, c, first * matrix.columns + part * matrix.panel,
              matrix.columns)  # fmt: skip
 
 
@@ -243,15 +237,14 @@ def expand_part(model, batch, layer, first, last, part, ahead, scratch):
     for side in range(2):
         for column in range(0, count, matrix.panel):
             panel = side * half + (part * BLOCK + column) // matrix.panel
-            multiply(batch.normed, batch.words, batch.byte_scales, matrix, layer, first, last, panel,
-                     ahead * BLOCK // matrix.panel, scratch, side * PART + column, BLOCK)  # fmt: skip
-    if model.contract.int8:
+            multiply(batch.normed, batch.words, matrix, layer, first, last, panel, ahead * BLOCK // matrix.panel,
+                     scratch, side * PART + column, BLOCK)  # fmt: skip
+    if model.contract.bits < 32:
         gelu_row(scratch, 0, PART, (last - first) * BLOCK, scratch, 2 * PART)
     for row in range(first, last):
         at = (row - first) * BLOCK
-        if model.contract.int8:
-            quantise_row(scratch, 2 * PART + at, count, batch.gated_bytes, row * depth + part * BLOCK, BLOCK,
-                         batch.gated_scales, row * (depth // BLOCK) + part, np.int32(ZERO))  # fmt: skip
+        if model.contract.bits < 32:
+            quantise_row(scratch, 2 * PART + at, count, batch.gated_words, row * words_in(depth) + part * SPAN, BLOCK)
         else:
             gelu_row(scratch, at, PART + at, count, batch.gated, row * mlp + part * BLOCK)
 
@@ -266,7 +259,7 @@ def parts_of(model: Model, step: int) -> int:
         return model.contract.columns // model.contract.panel
     if step == EXPAND:
         return (model.mlp + BLOCK - 1) // BLOCK
-    return 1 if step != LEVELS or model.output.int8 else 0
+    return 1 if step != LEVELS or model.output.bits < 32 else 0
 
 
 count_parts = inner(parts_of)
@@ -301,20 +294,19 @@ def do_task(model, batch, phase, task, thread, threads):
         layer, step = at // STEPS, at % STEPS
         for part in range(only if alone else 0, only + 1 if alone else count_parts(model, step)):
             if step == PROJECT:
-                product_part(batch.normed, batch.words, batch.byte_scales, model.qkv, layer, first, last, part, ahead,
-                             batch.qkv)  # fmt: skip
+                product_part(batch.normed, batch.words, model.qkv, layer, first, last, part, ahead, batch.qkv)
             elif step == TURN:
                 turn_rows(model, batch, layer, first, last)
             elif step == LEVELS:
                 level_rows(model, batch, first, last)
             elif step == OUTPUT:
-                product_part(batch.context, batch.context_words, batch.context_scales, model.output, layer, first, last,
-                             part, ahead, batch.update)  # fmt: skip
+                product_part(batch.context, batch.context_words, model.output, layer, first, last, part, ahead,
+                             batch.update)  # fmt: skip
             elif step == EXPAND:
                 expand_part(model, batch, layer, first, last, part, ahead, batch.parts[thread])
             elif step == CONTRACT:
-                product_part(batch.gated, batch.gated_words, batch.gated_scales, model.contract, layer, first, last,
-                             part, ahead, batch.update)  # fmt: skip
+                product_part(batch.gated, batch.gated_words, model.contract, layer, first, last, part, ahead,
+                             batch.update)  # fmt: skip
             else:
                 add_rows(model, batch, layer * 4 + (1 if step == ADD_ATTENTION else 3), first, last)
 
@@ -344,17 +336,24 @@ def forward(thread, threads, first_phase, last_phase, model, batch):
 
 
 @compiled
-def project(threads, a, matrix, rows, counters, c):
-    """c = a times one float32 matrix, by all threads. counters must be zero.
+def project(threads, a, words, matrix, rows, counters, c):
+    """c = a, or in levels words, times one matrix, by all threads. counters must be zero.
 
-    a    (rows, depth) flat; rows a multiple of ROWS
-    c    (rows, columns) flat
+    a, words   (rows, depth) flat, or as quantise_row leaves it; rows a multiple of ROWS
+    c          (rows, columns) flat
     """
     panels = matrix.columns // matrix.panel
     layer = first = 0
     task = add_to(counters, 0)
     while task < panels:
-        product_part(a, matrix.levels, matrix.scales, matrix, layer, first, rows, task, threads, c)
+        product_part(a, words, matrix, layer, first, rows, task, threads, c)
         add_to(counters, APART)
         task = add_to(counters, 0)
     wait(counters, APART, panels)
+
+
+@compiled
+def quantise_rows(rows, size, words):
+    """words = the levels of rows (n, size) flat; size is a multiple of BLOCK."""
+    for row in range(len(rows) // size):
+        quantise_row(rows, row * size, size, words, row * words_in(size), size)

@@ -7,7 +7,8 @@ that their bits depend on the numbers alone: not on the row's place, its neighbo
 # Numba's decorators have no types that hold for every version
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numba
@@ -20,10 +21,16 @@ from numba.extending import intrinsic
 ROWS = 6  # of a tile, on every CPU
 LANES = 16  # of a sum along a row
 CHAIN = 384  # additions after which a sum is put aside: rounding errors grow with the length of the chain
-BLOCK = 64  # neighbours that share a scale in int8, of a row of activations and of a column of weights
+BLOCK = 64  # neighbours of a row that share a scale in int8; and of a column of weights that were floats
+WORDS = BLOCK // 4  # of a block, each four bytes
+NOTE = 3  # words before them: the scale, and the sum of each half's levels
+SPAN = NOTE + WORDS
+NIBBLE = 8  # a level of 4 bits is stored so much above what it means
 LINE = 16  # numbers of 32 bits in a cache line
-FETCHED = 2  # cache lines asked for ahead of need with every step of a product: more at once hold up what is needed now
-BYTE, SHORT, INT, LONG, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FETCHED = 2  # cache lines asked for ahead of need with every step of a product in float32, of bytes half as many: more
+# at once hold up what is needed now
+BYTE, SHORT, INT, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 
 
@@ -39,9 +46,9 @@ def call(builder: Any, name: str, result: Any, *given: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), given)
 
 
-def load(builder: Any, base: Any, index: Any, kind: Any) -> Any:
+def load(builder: Any, base: Any, index: Any, kind: Any, align: int = 4) -> Any:
     """The vector that starts at number `index`, which need not be aligned."""
-    return builder.load(builder.bitcast(builder.gep(base, [index]), kind.as_pointer()), align=4)
+    return builder.load(builder.bitcast(builder.gep(base, [index]), kind.as_pointer()), align=align)
 
 
 def store(builder: Any, value: Any, base: Any, index: Any, align: int = 4) -> None:
@@ -58,6 +65,11 @@ def splat(builder: Any, number: Any, lanes: int) -> Any:
 def every(value: float, kind: Any) -> Any:
     """A constant vector of this type, the same in every lane."""
     return ir.Constant(kind, [value] * kind.count)
+
+
+def of_type(number: Any, vector: Any) -> Any:
+    """The type of a vector of such numbers, as long as this one."""
+    return ir.VectorType(number, vector.type.count)
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -84,7 +96,9 @@ class Path(NamedTuple):
     lanes     numbers of 32 bits in a register
     columns   of a tile: all its sums, one row of columns and a row's number fit the CPU's registers
     add       (builder, sums, row, columns) -> sums + row * columns in every lane; of bytes, the four of a word
-    zero      bytes of rows are stored so much above what they mean
+    zero      bytes of columns are stored so much above what they mean; nibbles are NIBBLE above on every path
+    widen     (builder, halves) -> float16 as float32
+    unrolled  a block of bytes is written out word for word: faster where its totals fit the registers as well
     rows      of a tile
     """
 
@@ -94,6 +108,8 @@ class Path(NamedTuple):
     columns: int
     add: Callable[[Any, Any, Any, Any], Any]
     zero: int = 0
+    widen: Callable[[Any, Any], Any] = lambda builder, halves: builder.fpext(halves, of_type(FLOAT, halves))
+    unrolled: bool = False
     rows: int = ROWS
 
 
@@ -107,21 +123,21 @@ def add_float(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
 
 
 def add_vnni(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
-    """Four unsigned bytes times four signed ones in one instruction, which does not saturate."""
+    """Four unsigned bytes of columns times four signed ones in one instruction, which does not saturate."""
     name = f"llvm.x86.avx512.vpdpbusd.{32 * sums.type.count}"  # with 256 bits AVX-VNNI's own form, if that is there
-    return call(builder, name, sums.type, sums, row, columns)
+    return call(builder, name, sums.type, sums, columns, row)
 
 
 def add_avx2(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
-    """|row| times the columns with the row's signs, in pairs to 16 bits, pairs of these to 32.
+    """|columns| times the row with the columns' signs, in pairs to 16 bits, pairs of these to 32.
 
-    The first step saturates beyond 32767, which is not reached: weights are -127 to 127, so a pair's sum is at most
+    The first step saturates beyond 32767, which is not reached: rows are -127 to 127, so a pair's sum is at most
     2 * 128 * 127 = 32512.
     """
     bytes, shorts = ir.VectorType(BYTE, 32), ir.VectorType(SHORT, 16)
     row, columns = builder.bitcast(row, bytes), builder.bitcast(columns, bytes)
-    size = call(builder, "llvm.abs.v32i8", bytes, row, ir.IntType(1)(0))
-    signed = call(builder, "llvm.x86.avx2.psign.b", bytes, columns, row)
+    size = call(builder, "llvm.abs.v32i8", bytes, columns, ir.IntType(1)(0))
+    signed = call(builder, "llvm.x86.avx2.psign.b", bytes, row, columns)
     pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", shorts, size, signed)
     return builder.add(sums, call(builder, "llvm.x86.avx2.pmadd.wd", sums.type, pairs, every(1, shorts)))
 
@@ -133,13 +149,23 @@ def add_dotprod(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
 
 
 def add_bytes(builder: Any, sums: Any, row: Any, columns: Any) -> Any:
-    """Unsigned bytes times signed ones, one after another, by shifts and multiplications of 32 bits."""
+    """Unsigned bytes of columns times signed ones, one after another, by shifts and multiplications of 32 bits."""
     kind = sums.type
     for byte in range(4):
-        unsigned = builder.and_(builder.lshr(row, every(8 * byte, kind)), every(255, kind))
-        signed = builder.ashr(builder.shl(columns, every(24 - 8 * byte, kind)), every(24, kind))
+        unsigned = builder.and_(builder.lshr(columns, every(8 * byte, kind)), every(255, kind))
+        signed = builder.ashr(builder.shl(row, every(24 - 8 * byte, kind)), every(24, kind))
         sums = builder.add(sums, builder.mul(unsigned, signed))
     return sums
+
+
+def widen_bits(builder: Any, halves: Any) -> Any:
+    """float16 to float32 where no instruction does it: the bits 13 places up, times 2^112, which is between the
+    exponents' zeros; what float16 holds below its normal numbers comes out right too.
+    """
+    bits = builder.sext(builder.bitcast(halves, of_type(SHORT, halves)), of_type(INT, halves))
+    placed = builder.and_(builder.shl(bits, every(13, bits.type)), every(~0x70000000, bits.type))  # sign, then the rest
+    number = builder.bitcast(placed, of_type(FLOAT, halves))
+    return builder.fmul(number, every(2.0**112, number.type))
 
 
 FLOAT_PATHS = (  # best first, as below
@@ -149,11 +175,11 @@ FLOAT_PATHS = (  # best first, as below
     Path("portable", frozenset(), 4, 8, add_float),  # 12, 2 and 1
 )
 BYTE_PATHS = (
-    Path("avx512vnni", frozenset({"avx512vnni"}), 16, 64, add_vnni, zero=128),
-    Path("avxvnni", frozenset({"avxvnni"}), 8, 16, add_vnni, zero=128),
-    Path("avx2", frozenset({"avx2"}), 8, 16, add_avx2),
+    Path("avx512vnni", frozenset({"avx512vnni"}), 16, 32, add_vnni, zero=128, unrolled=True),  # 12 sums, 12 totals
+    Path("avxvnni", frozenset({"avxvnni", "f16c"}), 8, 16, add_vnni, zero=128),  # here and below totals go to memory
+    Path("avx2", frozenset({"avx2", "f16c"}), 8, 16, add_avx2),
     Path("dotprod", frozenset({"dotprod"}), 4, 16, add_dotprod),
-    Path("portable", frozenset(), 4, 8, add_bytes, zero=128),
+    Path("portable", frozenset(), 4, 8, add_bytes, zero=128, widen=widen_bits),
 )
 
 
@@ -222,49 +248,103 @@ def float_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, b
                 store(builder, builder.load(total), c, builder.add(start, at))
 
 
-def byte_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, a_scales: Any, b: Any, b_start: Any,
-                 b_scales: Any, b_offsets: Any, b_scales_start: Any, c: Any, c_start: Any, c_step: Any,
-                 blocks: Any, words: Any, ahead: Any) -> None:  # fmt: skip
-    """float_product's twin for 8-bit numbers: 32-bit sums within a block, scaled and added as float32 between blocks.
+def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_start: Any, a_step: Any, b: Any,
+                 b_start: Any, b_scales: Any, b_scales_start: Any, b_scales_step: Any, c: Any, c_start: Any,
+                 c_step: Any, blocks: Any, ahead: Any) -> None:  # fmt: skip
+    """float_product's twin for 8-bit rows and columns of 8 or 4 bits: 32-bit sums of what shares a scale, then float32.
 
-    c[i, j] = the sum over blocks of a_scale * b_scale * (offset + the sum of a * b within the block).
+    c[i, j] = the sum over blocks of a_scale * (b_scale * the sum of a * b), for each half of a block where halves is.
 
-    a, a_start, a_step   int32, each four bytes of a row, path.zero above the number meant; a_step = words a row
-    a_scales             float32, one a block of a row, rows apart by `blocks`; where row a_start/a_step begins
-    b, b_start           int32, each four signed bytes of a column; (blocks * words, path.columns)
-    b_scales, b_offsets  float32 and int32 (blocks, path.columns) from b_scales_start; offset = -path.zero * sum of b
+    a, a_start, a_step   int32, of each block of a row: its scale's bits, the sums of both halves' levels, WORDS words
+                         of four signed bytes, -127 to 127
+    b, b_start           int32 (blocks * WORDS, path.columns), each four bytes of a column; nibbles: half as many rows,
+                         the low halves before the high ones; all are stored above what they mean (path.zero, NIBBLE)
+    b_scales             float32 (blocks, path.columns) from b_scales_start, rows apart by b_scales_step, which is 0
+                         where all blocks have the same; where halves is, float16 (2 * blocks, path.columns)
     c, c_start, c_step   float32
-    words                words in a block
     ahead                where in b those words are that are needed soon
     """
     floats, ints = (ir.VectorType(kind, path.lanes) for kind in (FLOAT, INT))
-    columns, places = LONG(path.columns), [LONG(path.lanes * v) for v in range(path.columns // path.lanes)]
-    sums = registers(builder, ints, path.rows, len(places))
+    places = [LONG(path.lanes * v) for v in range(path.columns // path.lanes)]
+    sums, parts, totals = (registers(builder, kind, path.rows, len(places)) for kind in (ints, floats, floats))
     a_rows, c_rows = row_starts(builder, path, a_start, a_step), row_starts(builder, path, c_start, c_step)
-    scale_rows = row_starts(builder, path, builder.mul(builder.sdiv(a_start, a_step), blocks), blocks)
-    for start in c_rows:  # c holds the sums between blocks: registers for them as well there are not
-        for place in places:
-            store(builder, every(0.0, floats), c, builder.add(start, place))
+    zero, shares = NIBBLE if bits == 4 else path.zero, 2 if halves else 1
+    half_scales = builder.bitcast(b_scales, HALF.as_pointer())
+    lines = WORDS * bits // 8  # rows of b in a block
+    for place in (place for row in totals for place in row):
+        builder.store(every(0.0, floats), place)
     with cgutils.for_range(builder, blocks) as block:
-        scales_at = builder.add(b_scales_start, builder.mul(block.index, columns))
-        for v, place in enumerate(places):
-            offset = load(builder, b_offsets, builder.add(scales_at, place), ints)
-            for row in sums:
-                builder.store(offset, row[v])
-        first = builder.mul(block.index, words)
-        rows = [builder.add(start, first) for start in a_rows]
-        start = builder.add(b_start, builder.mul(first, columns))
-        soon = builder.add(ahead, builder.mul(first, LONG(FETCHED * LINE)))
-        sum_products(builder, path, a, rows, b, start, columns, words, sums, soon)
-        scales = [load(builder, b_scales, builder.add(scales_at, place), floats) for place in places]
-        for scale_row, c_row, row in zip(scale_rows, c_rows, sums, strict=True):
-            number = builder.load(builder.gep(a_scales, [builder.add(scale_row, block.index)]))
-            each = splat(builder, number, path.lanes)
-            for place, scale, sum in zip(places, scales, row, strict=True):
-                at = builder.add(c_row, place)
-                whole = builder.sitofp(builder.load(sum), floats)
-                total = multiply_add(builder, whole, builder.fmul(each, scale), load(builder, c, at, floats))
-                store(builder, total, c, at)
+        rows = [builder.add(start, builder.mul(block.index, LONG(SPAN))) for start in a_rows]
+        first = builder.mul(block.index, LONG(lines))
+        start = builder.add(b_start, builder.mul(first, LONG(path.columns)))
+        near = builder.add(ahead, builder.mul(first, LONG(LINE)))
+        scales_at = builder.add(b_scales_start, builder.mul(block.index, b_scales_step))
+        for share in range(shares):
+            for begin, row in zip(rows, sums, strict=True):
+                begin_sums(builder, a, begin, share if halves else None, zero, row)
+            for line in steps(builder, lines * share // shares, lines // shares, path.unrolled):
+                at = builder.add(start, builder.mul(line, LONG(path.columns)))
+                columns = [load(builder, b, builder.add(at, place), ints) for place in places]
+                fetch(builder, b, builder.add(near, builder.mul(line, LONG(LINE))))
+                word = builder.add(builder.mul(line, LONG(8 // bits)), LONG(NOTE))
+                for one, four in enumerate(fours(builder, bits, columns)):
+                    words = [builder.add(builder.add(begin, word), LONG(one)) for begin in rows]
+                    add_words(builder, path, a, words, four, sums)
+            scales = []
+            for place in places:
+                if halves:
+                    where = builder.add(builder.mul(scales_at, LONG(2)), LONG(path.columns * share + place.constant))
+                    stored = load(builder, half_scales, where, ir.VectorType(HALF, path.lanes), align=2)
+                    scales.append(path.widen(builder, stored))
+                else:
+                    scales.append(load(builder, b_scales, builder.add(scales_at, place), floats))
+            for sum_row, part_row in zip(sums, parts, strict=True):
+                for scale, sum, part in zip(scales, sum_row, part_row, strict=True):
+                    number = builder.sitofp(builder.load(sum), floats)
+                    more = multiply_add(builder, number, scale, builder.load(part)) if share else None
+                    builder.store(more or builder.fmul(number, scale), part)
+        for begin, part_row, total_row in zip(rows, parts, totals, strict=True):
+            scale = splat(builder, builder.bitcast(builder.load(builder.gep(a, [begin])), FLOAT), path.lanes)
+            for part, total in zip(part_row, total_row, strict=True):
+                builder.store(multiply_add(builder, builder.load(part), scale, builder.load(total)), total)
+    for c_row, total_row in zip(c_rows, totals, strict=True):
+        for place, total in zip(places, total_row, strict=True):
+            store(builder, builder.load(total), c, builder.add(c_row, place))
+
+
+def steps(builder: Any, first: int, count: int, unrolled: bool) -> Iterator[Any]:
+    """The numbers from `first` on: constants, for code written out for each, or one that a loop counts up."""
+    if unrolled:
+        yield from (LONG(at) for at in range(first, first + count))
+    else:
+        with cgutils.for_range(builder, LONG(count)) as loop:
+            yield builder.add(loop.index, LONG(first))
+
+
+def begin_sums(builder: Any, a: Any, begin: Any, half: int | None, zero: int, sums: Any) -> None:
+    """What a block's sums begin with: less what columns stored higher than meant will add, of one half or of both."""
+    counts = [builder.load(builder.gep(a, [builder.add(begin, LONG(1 + one))])) for one in (0, 1)]
+    count = builder.add(*counts) if half is None else counts[half]
+    for place in sums:
+        kind = place.type.pointee
+        builder.store(splat(builder, builder.mul(count, INT(-zero)), kind.count), place)
+
+
+def fours(builder: Any, bits: int, columns: Any) -> Any:
+    """Words of four bytes each out of words of four bytes, or of eight nibbles: one, or two one after another."""
+    if bits == 8:
+        return [columns]
+    mask = every(0x0F0F0F0F, columns[0].type)
+    high = [builder.lshr(column, every(4, column.type)) for column in columns]
+    return [[builder.and_(column, mask) for column in both] for both in (columns, high)]
+
+
+def add_words(builder: Any, path: Path, a: Any, words: Any, columns: Any, sums: Any) -> None:
+    """One word of each row times one of each column."""
+    for word, row in zip(words, sums, strict=True):
+        each = splat(builder, builder.load(builder.gep(a, [word])), path.lanes)
+        for place, column in zip(row, columns, strict=True):
+            builder.store(path.add(builder, builder.load(place), each, column), place)
 
 
 def float_tile(path: Path) -> Any:
@@ -283,19 +363,19 @@ def float_tile(path: Path) -> Any:
     return product
 
 
-def byte_tile(path: Path) -> Any:
+def byte_tile(path: Path, bits: int = 8, halves: bool = False) -> Any:
     """byte_product as a Numba function."""
 
     @intrinsic
-    def product(typing: Any, a: Any, a_start: Any, a_step: Any, a_scales: Any, b: Any, b_start: Any, b_scales: Any,
-                b_offsets: Any, b_scales_start: Any, c: Any, c_start: Any, c_step: Any, blocks: Any,
-                words: Any, ahead: Any) -> Any:  # fmt: skip
+    def product(typing: Any, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_scales: Any,
+                b_scales_start: Any, b_scales_step: Any, c: Any, c_start: Any, c_step: Any, blocks: Any,
+                ahead: Any) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            byte_product(builder, path, *addresses(context, builder, signature, given))
+            byte_product(builder, path, bits, halves, *addresses(context, builder, signature, given))
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, n, a_scales, b, n, b_scales, b_offsets, n, c, n, n, n, n, n), generate
+        return types.void(a, n, n, b, n, b_scales, n, n, c, n, n, n, n), generate
 
     return product
 
@@ -359,47 +439,55 @@ largest_of_row = along_row(-np.inf, greater, greater)
 
 
 @intrinsic
-def quantise_block(typing: Any, x: Any, start: Any, bytes: Any, bytes_start: Any, scales: Any, place: Any,
-                   zero: Any) -> Any:  # fmt: skip
-    """Levels of BLOCK numbers of flat float32 x, stored `zero` higher, and their scale: largest magnitude / 127.
+def quantise_block(typing: Any, x: Any, start: Any, words: Any, place: Any) -> Any:
+    """BLOCK numbers of flat float32 x as SPAN words: their scale, largest magnitude / 127, two sums, the levels.
 
-    The sum of the levels. Written here because LLVM does not use vectors in so short a loop of unknown arrays.
+    Written here because LLVM does not use vectors in so short a loop of unknown arrays.
     """
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        x, bytes, scales = (data_of(context, builder, signature.args[i], given[i]) for i in (0, 2, 4))
-        _, start, _, to, _, place, zero = given
+        x, words = (data_of(context, builder, signature.args[i], given[i]) for i in (0, 2))
+        _, start, _, place = given
         ints = ir.VectorType(INT, LANES)
         numbers = [load(builder, x, builder.add(start, LONG(at)), FLOATS) for at in range(0, BLOCK, LANES)]
         lanes = every(0.0, FLOATS)
         for number in numbers:
             lanes = greater(builder, lanes, magnitude(builder, number))
         largest = joined(builder, lanes, greater)
-        builder.store(builder.fdiv(largest, FLOAT(127.0)), builder.gep(scales, [place]))
+        scale = builder.bitcast(builder.fdiv(largest, FLOAT(127.0)), INT)
         inverse = builder.select(
             builder.fcmp_ordered(">", largest, FLOAT(0.0)), builder.fdiv(FLOAT(127.0), largest), FLOAT(0.0)
         )
-        sums, parts = every(0, ints), []
+        levels = []
         for number in numbers:
             scaled = builder.fmul(number, splat(builder, inverse, LANES))
             raised = builder.fptosi(builder.fadd(scaled, every(128.5, FLOATS)), ints)  # positive: cut off is rounded
-            levels = builder.sub(raised, every(128, ints))
-            sums = builder.add(sums, levels)
-            parts.append(builder.trunc(builder.add(levels, splat(builder, zero, LANES)), ir.VectorType(BYTE, LANES)))
+            levels.append(builder.sub(raised, every(128, ints)))
+        halves = [levels[: len(levels) // 2], levels[len(levels) // 2 :]]
+        sums = [joined(builder, reduce(builder.add, half), lambda builder, a, b: builder.add(a, b)) for half in halves]
+        for at, number in enumerate([scale, *sums]):
+            builder.store(number, builder.gep(words, [builder.add(place, LONG(at))]))
+        parts = [builder.trunc(level, ir.VectorType(BYTE, LANES)) for level in levels]
         while len(parts) > 1:
             both = ir.Constant(ir.VectorType(INT, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
             parts = [builder.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2], strict=True)]
-        store(builder, parts[0], bytes, to, align=1)
-        return joined(builder, sums, lambda builder, a, b: builder.add(a, b))
+        store(builder, parts[0], words, builder.add(place, LONG(NOTE)))
+        return context.get_dummy_value()
 
     n = types.intp
-    return types.int32(x, n, bytes, n, scales, n, types.int32), generate
+    return types.void(x, n, words, n), generate
 
 
 @intrinsic
 def float_of_bits(typing: Any, bits: Any) -> Any:
     """The float32 whose bits are those of an int32."""
     return types.float32(types.int32), lambda _, builder, __, given: builder.bitcast(given[0], FLOAT)
+
+
+@intrinsic
+def bits_of_float(typing: Any, number: Any) -> Any:
+    """The int32 that has the bits of a float32."""
+    return types.int32(types.float32), lambda _, builder, __, given: builder.bitcast(given[0], INT)
 
 
 # ------------------------------------------------------------------------------------------------------------- threads

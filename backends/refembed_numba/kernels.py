@@ -14,7 +14,11 @@ from .compiled import inner
 from .instructions import (
     BLOCK,
     LANES,
+    NOTE,
     ROWS,
+    SPAN,
+    WORDS,
+    bits_of_float,
     float_of_bits,
     largest_of_row,
     quantise_block,
@@ -28,6 +32,7 @@ f32, whole = np.float32, np.uintp
 LOG2_E, LN2_HIGH, LN2_LOW = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4)
 ROUND = f32(12582912.0)  # 1.5 * 2^23: a float32 this large has no fraction, so adding it rounds to a whole number
 GELU_SCALE, GELU_CUBE = f32(2 * math.sqrt(2 / math.pi)), f32(0.044715)
+RAISED = np.full(4, ZERO, np.uint8).view(np.int32)[0]  # flipped, 128's bit adds it to a level; or no bit
 QUERIES = 24  # tokens in a block of attention, a multiple of ROWS
 
 
@@ -115,25 +120,26 @@ def softmax_row(scores, start, count, scale):
 
 
 @inner
-def quantise_row(x, start, count, bytes, bytes_start, padded, scales, scales_start, zero):
-    """Levels of each block of BLOCK numbers, stored `zero` higher, and its scale: largest magnitude / 127.
+def quantise_row(x, start, count, words, words_start, padded):
+    """Levels of each block of BLOCK numbers, its scale, largest magnitude / 127, and sums: what byte_product reads.
 
-    bytes    flat uint8; from `count` to `padded` the level 0
-    zero     int32
+    words    flat int32; of the numbers from `count` to `padded` the levels are 0
     """
     for block in range(count // BLOCK):
-        quantise_block(x, start + block * BLOCK, bytes, bytes_start + block * BLOCK, scales, scales_start + block, zero)
+        quantise_block(x, start + block * BLOCK, words, words_start + block * SPAN)
     for block in range(count // BLOCK, padded // BLOCK):
-        at, to = start + block * BLOCK, bytes_start + block * BLOCK
+        at, to = start + block * BLOCK, words_start + block * SPAN
         largest = f32(0.0)
         for i in range(count - block * BLOCK):
             largest = max(largest, abs(x[at + i]))
-        scales[scales_start + block] = largest / f32(127.0)
         inverse = f32(127.0) / largest if largest > f32(0.0) else f32(0.0)
+        words[to] = bits_of_float(largest / f32(127.0))
+        for i in range(1, SPAN):
+            words[to + i] = np.int32(0)
         for i in range(count - block * BLOCK):
-            bytes[to + i] = np.uint8(np.int32(x[at + i] * inverse + f32(128.5)) - np.int32(128) + zero)
-        for i in range(count - block * BLOCK, BLOCK):
-            bytes[to + i] = np.uint8(zero)
+            level = np.int32(x[at + i] * inverse + f32(128.5)) - np.int32(128)
+            words[to + 1 + i // (BLOCK // 2)] += level
+            words[to + NOTE + i // 4] |= (level & np.int32(255)) << np.int32(8 * (i % 4))
 
 
 @inner
@@ -145,22 +151,15 @@ def store_key(x, start, head, position, keys, keys_start):
 
 
 @inner
-def store_key_levels(bytes, words, word_start, scales, scales_start, depth, position, keys, panels_start):
-    """The same of levels: a key is a column of the matrix that queries are multiplied with.
-
-    words    flat int32, the key's from word_start; the same memory as bytes, signed
-    scales   flat, the key's from scales_start
-    keys     a Matrix of int8 whose panels are panels of keys, of this text and key head from panels_start
-    """
-    panel, column = panels_start + position // BYTE_PANEL, position % BYTE_PANEL
-    for word in range(depth // 4):
-        keys.levels[whole((panel * (depth // 4) + word) * BYTE_PANEL + column)] = words[whole(word_start + word)]
-    for block in range(depth // BLOCK):
-        sum = np.int32(0)
-        for i in range(BLOCK):
-            sum += np.int32(np.int8(bytes[whole(word_start * 4 + block * BLOCK + i)]))
-        at = (panel * (depth // BLOCK) + block) * BYTE_PANEL + column
-        keys.scales[at], keys.offsets[at] = scales[scales_start + block], -np.int32(ZERO) * sum
+def store_column(words, words_start, matrix, panel, column):
+    """A row as quantise_row left it, as a column of a matrix of 8-bit levels: weights that were floats, or a key."""
+    blocks = matrix.depth // BLOCK
+    for block in range(blocks):
+        at = words_start + block * SPAN
+        matrix.scales[whole((panel * blocks + block) * BYTE_PANEL + column)] = float_of_bits(words[whole(at)])
+        to = (panel * blocks + block) * WORDS * BYTE_PANEL + column
+        for word in range(WORDS):
+            matrix.levels[whole(to + word * BYTE_PANEL)] = words[whole(at + NOTE + word)] ^ RAISED
 
 
 @inner
@@ -187,21 +186,21 @@ def score(qkv, columns, first_row, query_at, begin, end, tokens, head, reach, ke
 
 
 @inner
-def score_levels(words, scales, first_row, begin, end, tokens, depth, reach, keys, panels_start, scores, stride):
+def score_levels(words, first_row, begin, end, tokens, reach, keys, panels_start, scores, stride):
     """The same of levels.
 
-    words, scales        (rows, depth/4) and (rows, depth/BLOCK) flat; the query of the text's first token is first_row
-    keys, panels_start   from store_key_levels
+    words                from quantise_row; the query of the text's first token is first_row
+    keys, panels_start   a Matrix, and the first panel of this text's keys, from store_column
     """
-    step, blocks = depth // 4, depth // BLOCK
+    blocks = keys.depth // BLOCK
+    step, size = blocks * SPAN, blocks * WORDS * BYTE_PANEL
     first, last_key = seen(begin, end, tokens, reach, BYTE_PANEL)
     for row in range(begin, end, ROWS):
         for p in range(first, (last_key + BYTE_PANEL - 1) // BYTE_PANEL):
-            panel = panels_start + p
-            bytes_tile(words, (first_row + row) * step, step, scales, keys.levels, panel * step * BYTE_PANEL,
-                       keys.scales, keys.offsets, panel * blocks * BYTE_PANEL, scores,
-                       (row - begin) * stride + (p - first) * BYTE_PANEL, stride, blocks, BLOCK // 4,
-                       (panel + 1) * step * BYTE_PANEL)  # fmt: skip
+            panel, at = panels_start + p, (row - begin) * stride + (p - first) * BYTE_PANEL
+            soon = (panel + 1) * size
+            bytes_tile(words, (first_row + row) * step, step, keys.levels, panel * size, keys.scales,
+                       panel * blocks * BYTE_PANEL, BYTE_PANEL, scores, at, stride, blocks, soon)  # fmt: skip
 
 
 @inner

@@ -12,7 +12,7 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from .compiled import inner
-from .instructions import BLOCK, BYTE_PATHS, FLOAT_PATHS, ROWS, byte_tile, choose, float_tile
+from .instructions import BLOCK, BYTE_PATHS, FLOAT_PATHS, ROWS, SPAN, byte_tile, choose, float_tile
 
 PARTS = 3  # the next panel is fetched while this many tiles of a panel are computed
 DOT_OF_BYTES = """
@@ -44,76 +44,105 @@ TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what 
 FEATURES = cpu_features(TRIPLE, CPU, LISTED)
 FLOAT_PATH, BYTE_PATH = choose(FLOAT_PATHS, FEATURES), choose(BYTE_PATHS, FEATURES)
 PANEL, BYTE_PANEL, ZERO = FLOAT_PATH.columns, BYTE_PATH.columns, BYTE_PATH.zero
-tile, bytes_tile = float_tile(FLOAT_PATH), byte_tile(BYTE_PATH)
+tile = float_tile(FLOAT_PATH)
+bytes_tile, bytes_halves_tile = (byte_tile(BYTE_PATH, 8, halves) for halves in (False, True))
+nibbles_tile, nibbles_halves_tile = (byte_tile(BYTE_PATH, 4, halves) for halves in (False, True))
+
+
+class Layout(NamedTuple):
+    """How numbers of a matrix are kept.
+
+    bits     32 float32, else levels: 8 or 4
+    halves   levels: float16 scales, of half a block each, in place of float32 ones
+    shared   levels: all blocks of a column have one scale
+    """
+
+    bits: int
+    halves: bool = False
+    shared: bool = False
+
+    @property
+    def panel(self) -> int:
+        """Columns that stand together."""
+        return PANEL if self.bits == 32 else BYTE_PANEL
+
+
+FLOATS, BYTES = Layout(32), Layout(8)
 
 
 class Matrix(NamedTuple):
-    """Some layers' matrices of one kind, in the order a tile reads them. Arrays of the other precision are empty.
+    """Some layers' matrices of one kind, in the order a tile reads them. What another layout has is empty.
 
     numbers   (layers * panels * depth * panel) float32
-    levels    (layers * panels * depth/4 * panel) int32, four signed bytes of a column each
-    scales    (layers * panels * depth/BLOCK * panel) float32
-    offsets   the same size, int32: -ZERO * the sum of the block's levels
-    depth     numbers in a row of the input; in int8 a multiple of BLOCK, filled up with zeros
+    levels    (layers * panels * depth * bits/32 * panel) int32, bytes or nibbles of a column, as byte_product says
+    scales    (layers * panels * depth/BLOCK * panel) float32, or twice as many float16; shared: one a column
+    depth     numbers in a row of the input; of levels a multiple of BLOCK, filled up with zeros
     columns   of the output, a multiple of panel, filled up with zeros
     panel     columns that stand together: PANEL, or BYTE_PANEL
-    int8      whether it is
+    bits, halves, shared   its Layout
     """
 
     numbers: NDArray[np.float32]
     levels: NDArray[np.int32]
     scales: NDArray[np.float32]
-    offsets: NDArray[np.int32]
     depth: int
     columns: int
     panel: int
-    int8: bool
+    bits: int
+    halves: bool
+    shared: bool
 
 
 def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def empty_matrix(layers: int, outputs: int, inputs: int, panel: int, int8: bool) -> Matrix:
-    """Room for `layers` matrices (outputs, inputs)."""
-    depth, columns = round_up(inputs, BLOCK) if int8 else inputs, round_up(outputs, panel)
+def empty_matrix(layers: int, outputs: int, inputs: int, layout: Layout, panel: int | None = None) -> Matrix:
+    """Room for `layers` matrices (outputs, inputs); panel is what this CPU's tile takes, or that of another tile."""
+    floats, panel = layout.bits == 32, panel or layout.panel
+    depth, columns = inputs if floats else round_up(inputs, BLOCK), round_up(outputs, panel)
     size = layers * depth * columns
-    floats, bytes = (0, size) if int8 else (size, 0)
     return Matrix(
-        np.empty(floats, np.float32),
-        np.empty(bytes // 4, np.int32),
-        np.empty(bytes // BLOCK, np.float32),
-        np.empty(bytes // BLOCK, np.int32),
+        np.empty(size if floats else 0, np.float32),
+        np.empty(0 if floats else size * layout.bits // 32, np.int32),
+        np.empty(0 if floats else layers * columns * (1 if layout.shared else depth // BLOCK), np.float32),
         depth,
         columns,
         panel,
-        int8,
+        *layout,
     )
 
 
 @inner
-def multiply(a, words, word_scales, matrix, layer, first, last, panel_index, ahead, c, c_start, c_step):  # type: ignore[no-untyped-def]
+def multiply(a, words, matrix, layer, first, last, panel_index, ahead, c, c_start, c_step):  # type: ignore[no-untyped-def]
     """Rows `first` to `last`, and one panel's columns, of the product of the rows with a layer's matrix.
 
-    a                (rows, depth) flat float32, read in float32
-    words            (rows, depth/4) flat int32, bytes ZERO above the level meant, read in int8
-    word_scales      (rows, depth/BLOCK) flat float32, read in int8
+    a                (rows, depth) flat float32, read where the matrix is float32
+    words            (rows, depth/BLOCK * SPAN) flat int32, as byte_product says, read where it is of levels
     ahead            how many panels on the one is that this thread is likely to take next: meanwhile it is fetched
     c, c_start, c_step   float32, where the first row's first column goes, and how far it is to the next row
     first, last      multiples of ROWS
     """
-    depth, panel = matrix.depth, matrix.panel
+    depth, panel, bits = matrix.depth, matrix.panel, matrix.bits
     which = layer * (matrix.columns // panel) + panel_index
-    blocks, step = depth // BLOCK, depth // 4
+    size, blocks = depth * panel * bits // 32, depth // BLOCK
+    step, start = blocks * SPAN, which * size
+    scales_step = 0 if matrix.shared else panel
+    scales_start = which * panel * (1 if matrix.shared else blocks)
     for row in range(first, last, ROWS):
-        at = c_start + (row - first) * c_step
-        part = (row - first) // ROWS
-        if not matrix.int8:
-            start = which * depth * panel
-            soon = start + (ahead * PARTS + part) * depth * panel // PARTS if part < PARTS else start
+        at, part = c_start + (row - first) * c_step, (row - first) // ROWS
+        soon = start + (ahead * PARTS + part) * size // PARTS if part < PARTS else start
+        if bits == 32:
             tile(a, row * depth, depth, matrix.numbers, start, panel, c, at, c_step, depth, soon)
+        elif bits == 8 and matrix.halves:
+            bytes_halves_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
+                              c, at, c_step, blocks, soon)  # fmt: skip
+        elif bits == 8:
+            bytes_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
+                       c, at, c_step, blocks, soon)  # fmt: skip
+        elif matrix.halves:
+            nibbles_halves_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
+                                c, at, c_step, blocks, soon)  # fmt: skip
         else:
-            start = which * step * panel
-            soon = start + (ahead * PARTS + part) * step * panel // PARTS if part < PARTS else start
-            bytes_tile(words, row * step, step, word_scales, matrix.levels, start, matrix.scales, matrix.offsets,
-                       which * blocks * panel, c, at, c_step, blocks, BLOCK // 4, soon)  # fmt: skip
+            nibbles_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
+                         c, at, c_step, blocks, soon)  # fmt: skip

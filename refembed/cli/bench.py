@@ -25,6 +25,7 @@ from ..bench.report import as_text
 from ..bench.results import Subject
 from ..bench.runner import Plan, bench
 from ..bench.workload import read_workload
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..embedder import DEFAULT_MODEL
 from ..errors import RefembedError
 from ..hub import find_folder
@@ -68,7 +69,8 @@ def run(given: argparse.Namespace) -> int:
         stream=given.stream,
         train=given.train,
     )
-    results: dict[str, Any] = {"model": given.model or "the small built-in model"} | bench(plan, subjects(given), tell)
+    own = subjects(given, open_checkpoint(plan.model))
+    results: dict[str, Any] = {"model": given.model or "the small built-in model"} | bench(plan, own, tell)
     print(as_text(results))
     if given.json:
         with open_output(given.json) as handle:
@@ -76,10 +78,11 @@ def run(given: argparse.Namespace) -> int:
     return 1 if any(row["failed"] is not None for row in results["subjects"]) else 0
 
 
-def subjects(given: argparse.Namespace) -> list[Subject]:
+def subjects(given: argparse.Namespace, checkpoint: Checkpoint) -> list[Subject]:
     """refembed at each precision asked for, then the peers."""
     backend, _ = choose_backend(given.backend)
-    own = [choose_precision(backend, one) for one in (given.precision or backend.precisions[0]).split(",")]
+    asked = given.precision.split(",") if given.precision else [None]
+    own = [choose_precision(backend, one, checkpoint) for one in asked]
     if given.train and not hasattr(backend, "training"):
         raise RefembedError("backend-cannot-run", f"backend {backend.name} does not train; name one that does")
     settings = {"backend": backend.name, "threads": given.threads}

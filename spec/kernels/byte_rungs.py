@@ -12,20 +12,22 @@ import numpy as np
 from float_rungs import backend_matrix, tiles
 from numba import njit
 from numpy.typing import NDArray
-from refembed_numba.instructions import ROWS, add_bytes, byte_tile
-from refembed_numba.matmul import BLOCK, BYTE_PANEL, BYTE_PATH, ZERO, round_up
+from refembed_numba.instructions import NOTE, ROWS, SPAN, WORDS, add_bytes, byte_tile
+from refembed_numba.kernels import RAISED
+from refembed_numba.matmul import BLOCK, BYTE_PANEL, BYTE_PATH, BYTES, round_up
 from rung import Floats, Machine, Run, Rung, aligned, f32, i32, placed, whole
 
-WORDS = BLOCK // 4
 SHIFTS = BYTE_PATH._replace(name="shifts", add=add_bytes, zero=128)  # the backend's tile without the CPU's instruction
 shift_tile = byte_tile(SHIFTS)
+HIGHER = np.full(4, SHIFTS.zero, np.uint8).view(np.int32)[0]  # flipped, 128's bit of each byte adds 128
 
 
 def quantise(x: Floats) -> tuple[NDArray[np.int8], Floats]:
     """Levels (..., rows, blocks, BLOCK) and scales (..., rows, blocks): the largest of a block becomes 127 or -127."""
     blocks = placed(x, (*x.shape[:-1], round_up(x.shape[-1], BLOCK))).reshape(*x.shape[:-1], -1, BLOCK)
-    scales = np.abs(blocks).max(-1) / f32(127)
-    return np.rint(blocks / np.where(scales > 0, scales, 1)[..., None]).astype(np.int8), scales
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    inverse = f32(127) / np.where(largest > 0, largest, f32(127))
+    return (np.floor(blocks * inverse + f32(128.5)) - f32(128)).astype(np.int8), largest[..., 0] / f32(127)
 
 
 # ---------------------------------------------------------------------------------------------------------- the rungs
@@ -83,19 +85,19 @@ def packed(a, a_scales, panels, w_scales, dots, totals, c):
 
 
 @njit
-def shift_tiles(words, word_scales, levels, scales, offsets, layer, columns, c):
+def shift_tiles(words, levels, scales, layer, columns, c):
     """The backend's tile, with shifts where it has the CPU's instruction for four bytes.
 
-    words (rows, depth / 4) of bytes 128 above the level   word_scales (rows, blocks)   c (rows, columns) flat
-    levels, scales, offsets flat, as matmul.Matrix says, but for offsets: -128 times the sum of a block's levels
+    words (rows, blocks, SPAN)   c (rows, columns) flat
+    levels, scales flat, as matmul.Matrix says, but for levels: bytes 128 above what they mean
     """
-    (rows, step), blocks, panels = words.shape, word_scales.shape[1], columns // BYTE_PANEL
+    (rows, blocks, _), panels = words.shape, columns // BYTE_PANEL
     for p in range(layer * panels, (layer + 1) * panels):
-        start, scales_start = p * step * BYTE_PANEL, p * blocks * BYTE_PANEL
+        start, scales_start = p * blocks * WORDS * BYTE_PANEL, p * blocks * BYTE_PANEL
         for row in range(0, rows, ROWS):
             c_start = row * columns + (p - layer * panels) * BYTE_PANEL
-            shift_tile(words, row * step, step, word_scales, levels, start, scales, offsets, scales_start,
-                       c, c_start, columns, blocks, WORDS, start)  # fmt: skip
+            shift_tile(words, row * blocks * SPAN, blocks * SPAN, levels, start, scales, scales_start, BYTE_PANEL,
+                       c, c_start, columns, blocks, start)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- what each is given
@@ -106,10 +108,10 @@ def ready_naive(a: Floats, w: Floats) -> tuple[Run, Floats]:
 
 
 def ready_packed(a: Floats, w: Floats) -> tuple[Run, Floats]:
-    matrix, rows = backend_matrix(w, BYTE_PANEL, True), len(a)
+    matrix, rows = backend_matrix(w, BYTES), len(a)
     levels, scales = map(placed, quantise(placed(a, (round_up(rows, ROWS), a.shape[1]))))
     words, blocks = levels.view(np.int32), levels.shape[1]  # (rows, blocks, WORDS)
-    panels = matrix.levels.reshape(len(w), -1, blocks, WORDS, BYTE_PANEL)
+    panels = placed((matrix.levels ^ RAISED).reshape(len(w), -1, blocks, WORDS, BYTE_PANEL))
     w_scales = matrix.scales.reshape(len(w), -1, blocks, BYTE_PANEL)
     dots, totals = aligned((ROWS, BYTE_PANEL), i32), aligned((ROWS, BYTE_PANEL), f32)
     c = aligned((len(levels), matrix.columns), f32)
@@ -119,38 +121,37 @@ def ready_packed(a: Floats, w: Floats) -> tuple[Run, Floats]:
     )
 
 
-def raised(a: Floats, zero: int) -> tuple[NDArray[np.int32], Floats]:
-    """Words (rows, depth / 4) of bytes `zero` above the level, and scales (rows, blocks), for tiles of ROWS rows."""
+def noted(a: Floats) -> NDArray[np.int32]:
+    """Rows as the tile wants them, (rows, blocks, SPAN): of each block its scale, both halves' sums, the words."""
     levels, scales = quantise(placed(a, (round_up(len(a), ROWS), a.shape[1])))
-    bytes = (levels.reshape(len(levels), -1) + np.int16(zero)).astype(np.uint8)
-    return placed(bytes).view(np.int32), placed(scales)
+    words = aligned((*scales.shape, SPAN), i32)
+    words[..., 0] = scales.view(np.int32)
+    words[..., 1:NOTE] = levels.reshape(*scales.shape, 2, -1).sum(-1, dtype=np.int32)
+    words[..., NOTE:] = levels.view(np.int32)
+    return words
 
 
 def ready_shifts(a: Floats, w: Floats) -> tuple[Run, Floats]:
-    matrix, (words, scales) = backend_matrix(w, BYTE_PANEL, True), raised(a, SHIFTS.zero)
-    bytes = matrix.levels.view(np.int8).reshape(-1, WORDS, BYTE_PANEL, 4)  # of each block
-    offsets = placed(-SHIFTS.zero * bytes.sum((1, 3), dtype=np.int32).ravel())
+    matrix, words = backend_matrix(w, BYTES), noted(a)
+    levels = placed(matrix.levels ^ RAISED ^ HIGHER)
     c = aligned((len(words), matrix.columns), f32)
-    return (
-        lambda layer: shift_tiles(words, scales, matrix.levels, matrix.scales, offsets, layer, matrix.columns, c),
-        c[: len(a), : w.shape[1]],
-    )
+    return lambda layer: shift_tiles(words, levels, matrix.scales, layer, matrix.columns, c), c[: len(a), : w.shape[1]]
 
 
 def ready_tile(a: Floats, w: Floats) -> tuple[Run, Floats]:
-    matrix, (words, scales) = backend_matrix(w, BYTE_PANEL, True), raised(a, ZERO)
+    matrix, words = backend_matrix(w, BYTES), noted(a)
     c, no_numbers = aligned((len(words), matrix.columns), f32), np.empty(0, f32)
-    flat_words, flat_scales, flat_c = words.ravel(), scales.ravel(), c.ravel()
+    flat_words, flat_c = words.ravel(), c.ravel()
     return (
-        lambda layer: tiles(no_numbers, flat_words, flat_scales, matrix, layer, len(words), flat_c),
+        lambda layer: tiles(no_numbers, flat_words, matrix, layer, len(words), flat_c),
         c[: len(a), : w.shape[1]],
     )
 
 
 # ------------------------------------------------------------------------------------------------------- their limits
 def read_once(machine: Machine, rows: int) -> float:
-    """W is read from memory once: 2 operations a row for each byte; a block has 8 bytes more, scale and offset."""
-    return rows * 2 / (1 + 8 / BLOCK) * machine.memory
+    """W is read from memory once: 2 operations a row for each byte; a block has 4 bytes more, its scale."""
+    return rows * 2 / (1 + 4 / BLOCK) * machine.memory
 
 
 def plain(machine: Machine, rows: int) -> float:
@@ -159,8 +160,8 @@ def plain(machine: Machine, rows: int) -> float:
 
 
 def instruction(machine: Machine, rows: int) -> float:
-    """Four products in the place of one; a block's end costs each sum four steps more (convert, two scales, start)."""
-    return min(4 * machine.peak * WORDS / (WORDS + 4), read_once(machine, rows), 2 * ROWS * machine.second)
+    """Four products in the place of one; a block's end costs each sum two steps more of those units, two scales."""
+    return min(4 * machine.peak * WORDS / (WORDS + 2), read_once(machine, rows), 2 * ROWS * machine.second)
 
 
 FOUR_AT_ONCE = {"avx512vnni", "avxvnni", "dotprod"}  # paths of one instruction for four bytes in each lane

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from refembed_numba.forward import ROWS_A_TASK
 from refembed_numba.instructions import ROWS
-from refembed_numba.matmul import PANEL, Matrix, empty_matrix, multiply, round_up
+from refembed_numba.matmul import FLOATS, PANEL, Layout, Matrix, empty_matrix, multiply, round_up
 from refembed_numba.packing import pack
 from refembed_numba.team import Team
 from rung import Floats, Machine, Run, Rung, aligned, f32, placed, whole
@@ -87,16 +87,16 @@ def packed(a, panels, sums, c):
 
 
 @njit
-def tiles(a, words, word_scales, matrix, layer, rows, c):
+def tiles(a, words, matrix, layer, rows, c):
     """The backend's product: its tile keeps the sums in registers. forward.py does the same on all threads.
 
-    a (rows, depth) flat, in float32; words, word_scales in int8   matrix as matmul.Matrix says   c (rows, columns) flat
+    a (rows, depth) flat, in float32; words in int8   matrix as matmul.Matrix says   c (rows, columns) flat
     """
     for first in range(0, rows, ROWS_A_TASK):
         last = min(first + ROWS_A_TASK, rows)
         for p in range(matrix.columns // matrix.panel):
             c_start = first * matrix.columns + p * matrix.panel
-            multiply(a, words, word_scales, matrix, layer, first, last, p, 1, c, c_start, matrix.columns)
+            multiply(a, words, matrix, layer, first, last, p, 1, c, c_start, matrix.columns)
 
 
 # ----------------------------------------------------------------------------------------------- what each is given
@@ -120,18 +120,18 @@ def ready_blocked(a: Floats, w: Floats) -> tuple[Run, Floats]:
     return lambda layer: blocked(a, wt[layer], c), c
 
 
-def backend_matrix(w: Floats, panel: int, int8: bool) -> Matrix:
+def backend_matrix(w: Floats, layout: Layout, panel: int | None = None) -> Matrix:
     """W (layers, outputs, depth) as the backend packs it at load."""
     layers, outputs, depth = w.shape
-    matrix = empty_matrix(layers, outputs, depth, panel, int8)
+    matrix = empty_matrix(layers, outputs, depth, layout, panel)
     for layer in range(layers):
         pack(matrix, layer, placed(w[layer], (matrix.columns, depth)), Team(1))
-    arrays = ("numbers", "levels", "scales", "offsets")
+    arrays = ("numbers", "levels", "scales")
     return matrix._replace(**{name: placed(getattr(matrix, name)) for name in arrays})
 
 
 def ready_packed(a: Floats, w: Floats) -> tuple[Run, Floats]:
-    matrix, (rows, depth) = backend_matrix(w, PANEL, False), a.shape
+    matrix, (rows, depth) = backend_matrix(w, FLOATS), a.shape
     a = placed(a, (round_up(rows, ROWS), depth))
     panels = matrix.numbers.reshape(len(w), -1, depth, PANEL)
     sums, c = aligned((ROWS, PANEL), f32), aligned((len(a), matrix.columns), f32)
@@ -139,12 +139,12 @@ def ready_packed(a: Floats, w: Floats) -> tuple[Run, Floats]:
 
 
 def ready_tile(a: Floats, w: Floats) -> tuple[Run, Floats]:
-    matrix, (rows, depth) = backend_matrix(w, PANEL, False), a.shape
+    matrix, (rows, depth) = backend_matrix(w, FLOATS), a.shape
     a = placed(a, (round_up(rows, ROWS), depth))
-    c, no_words, no_scales = aligned((len(a), matrix.columns), f32), np.empty(0, np.int32), np.empty(0, f32)
+    c, no_words = aligned((len(a), matrix.columns), f32), np.empty(0, np.int32)
     flat_a, flat_c = a.ravel(), c.ravel()
     return (
-        lambda layer: tiles(flat_a, no_words, no_scales, matrix, layer, len(a), flat_c),
+        lambda layer: tiles(flat_a, no_words, matrix, layer, len(a), flat_c),
         c[:rows, : w.shape[1]],
     )
 

@@ -25,7 +25,7 @@ from llvmlite import binding
 from numba import njit
 from numpy.typing import NDArray
 from refembed_numba.instructions import ROWS, float_tile
-from refembed_numba.matmul import BYTE_PATH, FLOAT_PATH, PANEL
+from refembed_numba.matmul import BYTE_PATH, FLOAT_PATH, FLOATS, PANEL
 from rung import Machine, Rung, aligned, f32, placed
 
 from refembed.reference import Config
@@ -128,7 +128,7 @@ def tile_product(rows: int, vectors: int) -> Callable[..., None]:
 
 def tile_rate(rows: int, vectors: int, all_rows: int, depth: int, outputs: int, times: int) -> float:
     """10^9 operations a second of a product (all_rows, depth) x (depth, outputs) by tiles of one shape."""
-    matrix = backend_matrix(np.ones((1, outputs, depth), f32), FLOAT_PATH.lanes * vectors, False)
+    matrix = backend_matrix(np.ones((1, outputs, depth), f32), FLOATS, FLOAT_PATH.lanes * vectors)
     a, c = placed(np.ones(all_rows * depth, f32)), aligned((all_rows * matrix.columns,), f32)
     run = partial(tile_product(rows, vectors), a, matrix.numbers, c, all_rows, depth, matrix.columns, times)
     return times * 2 * all_rows * depth * outputs / least(run) / 1e9

@@ -105,7 +105,7 @@ class RefembedModel:
         self.settings, self.context = settings, context
         self.checkpoint = open_checkpoint(settings.folder)
         self.backend, _ = choose_backend(settings.backend or None)
-        self.precision = choose_precision(self.backend, settings.precision or None)
+        self.precision = choose_precision(self.backend, settings.precision or None, self.checkpoint)
         self.width = self.checkpoint.config.dimensions
 
     @property

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,13 +13,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from support import LENGTHS, SMALL, checkpoint_of, configs, random_ids, texts_of, widened, write_checkpoint
+from support import (
+    LENGTHS,
+    SMALL,
+    checkpoint_of,
+    configs,
+    quantised,
+    random_ids,
+    texts_of,
+    widened,
+    write_checkpoint,
+)
 
 import refembed
 from refembed import backend
-from refembed.checkpoint import Checkpoint
+from refembed.checkpoint import Checkpoint, open_checkpoint
 from refembed.cli import main
+from refembed.quantization.folder import quantize_folder
 from refembed.reference import FULL, SLIDING, Config, collector, embed
+from refembed.reference.quantize import FORMS
 
 pytest.importorskip("numba")
 from refembed_numba import encoder as numba_encoder
@@ -29,9 +42,20 @@ from refembed_numba.team import RUNS_HELD, Team
 ROOT = Path(__file__).parents[3]
 
 
+BLOCKS = replace(SMALL, width=64, mlp=96, heads=2, head=48, dense=96, dimensions=32)  # rows are whole blocks of 32
+
+
 @pytest.fixture(scope="module")
 def small() -> Checkpoint:
     return checkpoint_of(SMALL)
+
+
+@pytest.fixture(scope="module")
+def kinds(small: Checkpoint) -> dict[str, tuple[Checkpoint, str]]:
+    """A checkpoint and a precision for every way in which weights are kept."""
+    blocks = checkpoint_of(BLOCKS)
+    stored = {form: (quantised(blocks, form), "int8") for form in FORMS}
+    return {"float32": (small, "float32"), "int8": (small, "int8")} | stored
 
 
 # ----------------------------------------------------------------------------------------------------------- agreement
@@ -50,6 +74,60 @@ def test_vectors_are_the_references(config: Config, lengths: list[int], seed: in
         expected = embed(ids, exact, config)
         spread = np.abs(embed(ids, single, config) - expected).max()
         assert np.abs(vector - expected).max() <= 1e-6 + 4 * spread
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    config=configs(2, 96, 160, step=32), form=some.sampled_from(FORMS), lengths=LENGTHS, seed=some.integers(0, 99)
+)  # fmt: skip
+def test_stored_levels_give_the_references_vectors(config: Config, form: str, lengths: list[int], seed: int) -> None:
+    """Wrong if a form's levels, scales or places are taken for others; the truth is the reference with the same levels.
+
+    Rounding the rows alone costs a random model up to 0.005; a block's scale taken for its neighbour's, 0.1.
+    """
+    checkpoint = quantised(checkpoint_of(config, seed), form)
+    texts, exact = texts_of(config, lengths), widened(checkpoint, np.float64)
+    found = NumbaEncoder(checkpoint, "int8", 1).encode(texts)
+    expected = np.stack([embed(ids, exact, config) for ids in texts])
+    assert (found * expected).sum(1).min() >= 0.99
+
+
+@pytest.mark.parametrize("name", ["small-q8_0.gguf", "small-q4_0.gguf"])
+def test_gguf_blocks(name: str) -> None:
+    """Wrong if llama.cpp's blocks are unpacked into others: the lowest levels, scales below zero, a table of 8 bits."""
+    checkpoint = open_checkpoint(ROOT / "tests" / "gguf" / name)
+    assert checkpoint.quantized
+    texts, exact = texts_of(checkpoint.config, [3, 20, 60]), widened(checkpoint, np.float64)
+    expected = np.stack([embed(ids, exact, checkpoint.config) for ids in texts])
+    assert (NumbaEncoder(checkpoint, "int8", 2).encode(texts) * expected).sum(1).min() >= 0.998
+
+
+def test_layers_that_are_stored_otherwise() -> None:
+    """Wrong if a matrix of 8 bits, or of floats, is packed among those of 4 bits as one of them.
+
+    llama-quantize keeps some layers of a file in more bits.
+    """
+    floats = checkpoint_of(BLOCKS)
+    eight, tensors = quantised(floats, "int8-block").tensors, dict(quantised(floats, "int4-block").tensors)
+    for name in ("layers.1.self_attn.k_proj.weight", "layers.2.mlp.up_proj.weight", "2_Dense.linear.weight"):
+        tensors[name] = eight[name]
+    tensors |= {name: floats.tensors[name] for name in ("layers.1.self_attn.q_proj.weight", "3_Dense.linear.weight")}
+    checkpoint, texts = replace(floats, tensors=tensors), texts_of(BLOCKS, [3, 20, 60])
+    exact = widened(checkpoint, np.float64)
+    expected = np.stack([embed(ids, exact, BLOCKS) for ids in texts])
+    assert (NumbaEncoder(checkpoint, "int8", 2).encode(texts) * expected).sum(1).min() >= 0.998
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_kept_as_they_are_stored(kinds: dict[str, tuple[Checkpoint, str]], form: str) -> None:
+    """Wrong if 4 bits become 8 in memory, or a dense matrix becomes floats."""
+    checkpoint, precision = kinds[form]
+    model = NumbaEncoder(checkpoint, precision, 1)
+    matrices = (model.model.qkv, model.model.output, model.model.expand, model.model.contract, *model.dense)
+    assert not any(len(matrix.numbers) for matrix in matrices)
+    bits = {"int8-block": [8] * 6, "int4-block": [4] * 6, "mixed-channel": [8, 8, 4, 4, 4, 4]}[form]
+    for matrix, needed, layers in zip(matrices, bits, [len(BLOCKS.layer_kinds)] * 4 + [1] * 2, strict=True):
+        assert matrix.levels.nbytes == layers * matrix.depth * matrix.columns * needed // 8
 
 
 def test_trace_is_the_references(small: Checkpoint) -> None:
@@ -84,6 +162,18 @@ def test_real_weights(weights: Path, real: refembed.Embedder, precision: str) ->
     assert cosines.mean() >= 0.999
 
 
+@pytest.mark.parametrize("form", ["int4-block", pytest.param("mixed-channel", marks=pytest.mark.long)])
+def test_real_weights_quantised(weights: Path, tmp_path: Path, form: str) -> None:
+    """Wrong if the released model's vectors in this form are beyond the cosine contract, against the reference's."""
+    quantize_folder(weights, tmp_path / form, form)
+    model, truth = (refembed.load(tmp_path / form, backend=name) for name in ("numba", "numpy"))
+    assert (model.info.precision, model.info.weights) == ("int8", form)
+    texts = ["Mars looks red.", "Venus is hot. " * 20, "", "def f(x): return x", "Der Mond ist aufgegangen. " * 20]
+    cosines = (model.encode(texts) * truth.encode(texts)).sum(1)
+    assert cosines.min() >= 0.998
+    assert cosines.mean() >= 0.999
+
+
 # ------------------------------------------------------------------------------------------ what may not change results
 @settings(max_examples=30, deadline=None)
 @given(
@@ -92,31 +182,34 @@ def test_real_weights(weights: Path, real: refembed.Embedder, precision: str) ->
     threads=some.integers(1, 4),
     at_once=some.integers(1, 200),
     many=some.sampled_from([0, 1, 15, 10**9]),
-    precision=some.sampled_from(["float32", "int8"]),
+    kind=some.sampled_from(["float32", "int8", *FORMS]),
 )
 def test_bits_depend_on_the_text_alone(
-    small: Checkpoint, data: some.DataObject, lengths: list[int], threads: int, at_once: int, many: int, precision: str
-) -> None:
+    kinds: dict[str, tuple[Checkpoint, str]], data: some.DataObject, lengths: list[int], threads: int, at_once: int,
+    many: int, kind: str,
+) -> None:  # fmt: skip
     """Wrong if the company, the order, the number of threads, the cut into passes or into tasks by rows or by columns
     changes one bit of a vector.
     """
-    texts = texts_of(SMALL, lengths)
-    alone = NumbaEncoder(small, precision, 1)
+    checkpoint, precision = kinds[kind]
+    texts = texts_of(checkpoint.config, lengths)
+    alone = NumbaEncoder(checkpoint, precision, 1)
     expected = np.concatenate([alone.encode([ids]) for ids in texts])
     picked = data.draw(some.lists(some.integers(0, len(texts) - 1), max_size=12))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba_encoder, "TOKENS_A_THREAD", at_once)
         patch.setattr(numba_encoder, "MANY", many)
-        found = NumbaEncoder(small, precision, threads).encode([texts[index] for index in picked])
+        found = NumbaEncoder(checkpoint, precision, threads).encode([texts[index] for index in picked])
     np.testing.assert_array_equal(found, expected[picked])
 
 
 def test_bits_at_the_released_sizes() -> None:
     """Wrong if bits hold still only where a matrix is smaller than a panel: full width, short window."""
     config = replace(Config(), vocabulary=160, layer_kinds=(SLIDING, FULL), context=400, reach=100)
-    checkpoint = checkpoint_of(config)
+    floats = checkpoint_of(config)
     texts = texts_of(config, [18, 399, 1, 120])
-    for precision in ("float32", "int8"):
+    made = [(quantised(floats, form), "int8") for form in FORMS]
+    for checkpoint, precision in [(floats, "float32"), (floats, "int8"), *made]:
         one, three = (NumbaEncoder(checkpoint, precision, threads) for threads in (1, 3))
         expected = np.concatenate([one.encode([ids]) for ids in texts])
         np.testing.assert_array_equal(three.encode(texts), expected)
@@ -223,6 +316,19 @@ def test_chosen_where_none_is_named(monkeypatch: pytest.MonkeyPatch, small_folde
     model = refembed.load(small_folder)
     assert (model.info.backend, model.info.precision) == ("numba", "float32")
     assert refembed.load(small_folder, threads=3).info.threads == 3
+
+
+def test_a_quantised_folder_runs_as_it_is_stored(tmp_path: Path) -> None:
+    """Wrong if it becomes floats unasked, cannot become floats, or its other precision is lost in pickling."""
+    folder = write_checkpoint(tmp_path / "floats", BLOCKS)
+    quantize_folder(folder, tmp_path / "int4", "int4-block")
+    usual, floats = (refembed.load(tmp_path / "int4", backend="numba", precision=one) for one in (None, "float32"))
+    assert [(model.info.precision, model.info.weights) for model in (usual, floats)] == [
+        ("int8", "int4-block"),
+        ("float32", "int4-block"),
+    ]
+    assert refembed.load(folder, backend="numba").info.weights == "floats"
+    assert pickle.loads(pickle.dumps(floats)).info.precision == "float32"
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product as product_of
 from pathlib import Path as File
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as some
 pytest.importorskip("numba")
 from llvmlite import binding, ir
 from refembed_numba.compiled import compiled
+from refembed_numba.forward import quantise_rows
 from refembed_numba.instructions import (
     BLOCK,
     BYTE_PATHS,
@@ -22,34 +24,45 @@ from refembed_numba.instructions import (
     FLOAT_PATHS,
     INT,
     LONG,
+    NIBBLE,
+    NOTE,
     ROWS,
+    SPAN,
+    WORDS,
     Path,
     byte_product,
     choose,
     float_product,
 )
-from refembed_numba.kernels import exp, gelu_row, quantise_row
+from refembed_numba.kernels import exp, gelu_row
 from refembed_numba.matmul import (
     BYTE_PANEL,
     BYTE_PATH,
+    BYTES,
     FEATURES,
     FLOAT_PATH,
+    FLOATS,
     PANEL,
     TRIPLE,
-    ZERO,
+    Layout,
+    Matrix,
     cpu_features,
     empty_matrix,
     multiply,
     round_up,
 )
-from refembed_numba.packing import pack
+from refembed_numba.packing import by_halves, pack, pack_levels
 from refembed_numba.team import Team
 
 import refembed
 from refembed.reference.operations import gelu
 
 SIZES = some.integers(1, 300)
-TWIN = File(__file__).parents[3] / "golden" / "twin" / "checkpoint"
+ROOT = File(__file__).parents[3]
+MODELS = (
+    ROOT / "golden" / "twin" / "checkpoint",
+    *(ROOT / "tests/gguf" / f"small-{one}.gguf" for one in ("q8_0", "q4_0")),
+)
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 
 
@@ -65,44 +78,49 @@ def gelu_of(gate_up, result):
 
 
 @compiled
-def quantise(rows, size, bytes, depth, scales):
-    for row in range(len(rows) // size):
-        quantise_row(rows, row * size, size, bytes, row * depth, depth, scales, row * (depth // BLOCK), np.int32(ZERO))
-
-
-@compiled
-def multiply_all(a, words, word_scales, matrix, layer, rows, c):
+def multiply_all(a, words, matrix, layer, rows, c):
     for panel in range(matrix.columns // matrix.panel):
-        at = panel * matrix.panel
-        multiply(a, words, word_scales, matrix, layer, 0, rows, panel, 1, c, at, matrix.columns)
+        multiply(a, words, matrix, layer, 0, rows, panel, 1, c, panel * matrix.panel, matrix.columns)
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def quantised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels in words of four and scales, by the kernel."""
-    count, size = rows.shape
-    depth = round_up(size, BLOCK)
-    bytes, scales = np.zeros(count * depth, np.uint8), np.zeros(count * depth // BLOCK, np.float32)
-    quantise(rows.ravel(), size, bytes, depth, scales)
-    return bytes, scales
-
-
 def product(rows: np.ndarray, weight: np.ndarray, int8: bool = False) -> np.ndarray:
     """rows @ weight.T through the packed kernels, weight standing second among three layers."""
+    matrix = empty_matrix(3, *weight.shape, BYTES if int8 else FLOATS)
+    pack(matrix, 1, np.pad(weight, ((0, matrix.columns - len(weight)), (0, 0))), Team(2))
+    return times(rows, matrix)[:, : len(weight)]
+
+
+def product_of_levels(rows: np.ndarray, levels: np.ndarray, scales: np.ndarray, layout: Layout) -> np.ndarray:
+    """rows @ (levels * scales).T, weights as they are stored: levels int8, scales float16 (outputs, blocks or 1)."""
+    matrix = empty_matrix(3, *levels.shape, layout)
+    more, room = matrix.columns - len(levels), matrix.depth - levels.shape[1]
+    scales = np.pad(scales if layout.shared else by_halves(scales, 2 * matrix.depth // BLOCK), ((0, more), (0, 0)))
+    pack_levels(matrix, 1, np.pad(levels, ((0, more), (0, room))), scales, Team(2))
+    return times(rows, matrix)[:, : len(levels)]
+
+
+def times(rows: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """rows times the second layer's matrix."""
     count, room = len(rows), round_up(len(rows), ROWS)
-    matrix = empty_matrix(3, len(weight), weight.shape[1], BYTE_PANEL if int8 else PANEL, int8)
-    room_for = np.zeros((matrix.columns, weight.shape[1]), np.float32)
-    room_for[: len(weight)] = weight
-    pack(matrix, 1, room_for, Team(2))
-    filled = np.zeros((room, rows.shape[1]), np.float32)
-    filled[:count] = rows
-    bytes, scales = quantised(filled) if int8 else (np.empty(0, np.uint8), np.empty(0, np.float32))
+    filled = np.zeros((room, matrix.depth), np.float32)
+    filled[:count, : rows.shape[1]] = rows
+    words = np.empty(0 if matrix.bits == 32 else filled.size // BLOCK * SPAN, np.int32)
+    if len(words):
+        quantise_rows(filled.ravel(), matrix.depth, words)
     found = np.full(room * matrix.columns, np.nan, np.float32)
-    multiply_all(filled.ravel(), bytes.view(np.int32), scales, matrix, 1, room, found)
-    return found.reshape(room, matrix.columns)[:count, : len(weight)]
+    multiply_all(filled.ravel(), words, matrix, 1, room, found)
+    return found.reshape(room, matrix.columns)[:count]
+
+
+def rounded(rows: np.ndarray) -> np.ndarray:
+    """rows (n, inputs) as levels of blocks of BLOCK times their scales, in float64, by rounding of the test's own."""
+    filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK))).astype(np.float64).reshape(len(rows), -1, BLOCK)
+    steps = np.maximum(np.abs(filled).max(-1, keepdims=True) / 127, 1e-300)
+    return (np.rint(filled / steps) * steps).reshape(len(rows), -1)[:, : rows.shape[1]]
 
 
 # ------------------------------------------------------------------------------------- products on this CPU's own path
@@ -152,6 +170,53 @@ def test_int8_integers(count: int, outputs: int, blocks: int, seed: int) -> None
     np.testing.assert_array_equal(found, rows @ weight.T)
 
 
+LAYOUTS = {  # bits, neighbours that share a scale: how they are kept
+    (8, 32): Layout(8, halves=True),
+    (4, 32): Layout(4, halves=True),
+    (8, None): Layout(8, shared=True),
+    (4, None): Layout(4, shared=True),
+}
+
+
+@settings(max_examples=60)
+@given(
+    some.sampled_from(list(LAYOUTS)), some.integers(1, 20), some.integers(1, 90), some.integers(1, 9),
+    some.integers(0, 99),
+)  # fmt: skip
+def test_stored_levels_product(grid: tuple[int, int | None], count: int, outputs: int, blocks: int, seed: int) -> None:
+    """Wrong if a stored level, its sign or its block's scale is taken for another: in GGUF the lowest levels occur, and
+    scales below zero.
+
+    Rows are whole numbers with 127 in every block of BLOCK, so they have levels of their own, and scales are powers of
+    two, so that little has to be rounded: all sums are exact.
+    """
+    draw, (bits, block), inputs = np.random.default_rng(seed), grid, 32 * blocks
+    levels = draw.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs))
+    scales = draw.choice([-1, 1], (outputs, inputs // (block or inputs))) * 2.0 ** draw.integers(-3, 3)
+    rows = draw.integers(-127, 128, (count, inputs))
+    rows[:, ::BLOCK] = 127
+    found = product_of_levels(rows, levels.astype(np.int8), scales.astype(np.float16), LAYOUTS[grid])
+    np.testing.assert_array_equal(found, rows @ (levels * np.repeat(scales, block or inputs, axis=1)).T)
+
+
+def test_stored_scales() -> None:
+    """Wrong if a float16 scale becomes another float32: the smallest and the largest, between and below normal ones."""
+    scales = np.array([[6e-8, 1e-6], [6.1e-5, 6.2e-5], [0.1, -3.3], [65504, 0]], np.float16)
+    found = product_of_levels(np.repeat([[127.0] * 64], 6, axis=0), np.ones((4, 64), np.int8), scales, LAYOUTS[4, 32])
+    np.testing.assert_allclose(found, np.repeat([127 * 32 * scales.astype(np.float64).sum(1)], 6, axis=0), rtol=1e-6)
+
+
+def test_stored_levels_at_random() -> None:
+    """Wrong if rows of any numbers are rounded otherwise than to the nearest level of their block of BLOCK."""
+    rows, draw = random(0, 20, 320), np.random.default_rng(1)
+    for (bits, block), layout in LAYOUTS.items():
+        levels = draw.integers(1 - 2 ** (bits - 1), 2 ** (bits - 1), (70, 320)).astype(np.int8)
+        scales = draw.uniform(0.01, 0.1, (70, 320 // (block or 320))).astype(np.float16)
+        weight = levels * np.repeat(scales.astype(np.float64), block or 320, axis=1)
+        bound = 1e-5 * np.abs(rows).astype(np.float64) @ np.abs(weight).T
+        assert (np.abs(product_of_levels(rows, levels, scales, layout) - rounded(rows) @ weight.T) <= bound).all()
+
+
 def test_int8_extremes() -> None:
     """Wrong if the largest sums overflow or saturate, or a block of zeros has no scale."""
     rows, weight = np.ones((6, 300), np.float32), np.ones((64, 300), np.float32)
@@ -161,23 +226,26 @@ def test_int8_extremes() -> None:
 
 
 # ------------------------------------------------------------------------------------- the instructions of other CPUs
-def machine_code(path: Path, triple: str, cpu: str = "", features: str = "", jit: bool = False):
+Kind = tuple[int, bool]  # of a tile of bytes: bits, whether each half of a block has its scale
+KINDS = {"bytes": (8, False), "bytes by halves": (8, True), "nibbles": (4, False), "nibbles by halves": (4, True)}
+
+
+def machine_code(path: Path, kind: Kind, triple: str, cpu: str = "", features: str = "", jit: bool = False):
     """A path's tile as a function, compiled for any CPU: LLVM's module and target machine."""
     try:
         target = binding.Target.from_triple(triple)
     except RuntimeError:
         pytest.skip(f"this build of llvmlite does not compile for {triple}")
     floats, words, number = FLOAT.as_pointer(), INT.as_pointer(), LONG
+    emit, first = (float_product, ()) if path in FLOAT_PATHS else (byte_product, kind)
     module = ir.Module("tile")
     module.triple = triple
-    if path in FLOAT_PATHS:
-        emit, kinds = float_product, [floats, number, number] * 3 + [number] * 2
-    else:
-        kinds = [words, number, number, floats, words, number, floats, words, number, floats, *[number] * 5]
-        emit = byte_product
+    kinds = [floats, number, number] * 3 + [number] * 2
+    if path in BYTE_PATHS:
+        kinds = [words, number, number, words, number, floats, number, number, floats, *[number] * 4]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
-    emit(builder, path, *function.args)
+    emit(builder, path, *first, *function.args)
     builder.ret_void()
     machine = target.create_target_machine(cpu=cpu, features=features, opt=3, jit=jit)
     parsed = binding.parse_assembly(str(module))
@@ -187,9 +255,9 @@ def machine_code(path: Path, triple: str, cpu: str = "", features: str = "", jit
     return parsed, machine
 
 
-def run_tile(path: Path, *arguments: object) -> None:
+def run_tile(path: Path, kind: Kind, *arguments: object) -> None:
     """A path's tile on this CPU, whatever Numba compiles for."""
-    parsed, machine = machine_code(path, TRIPLE, features=",".join(f"+{name}" for name in path.needs), jit=True)
+    parsed, machine = machine_code(path, kind, TRIPLE, features=",".join(f"+{name}" for name in path.needs), jit=True)
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     kinds = [ctypes.c_void_p if isinstance(value, np.ndarray) else ctypes.c_int64 for value in arguments]
@@ -202,23 +270,31 @@ def need(path: Path) -> None:
         pytest.skip(f"this CPU has no {', '.join(sorted(path.needs - FEATURES))}")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", BYTE_PATHS, ids=lambda path: path.name)
-def test_byte_tile(path: Path) -> None:
+def test_byte_tile(path: Path, kind: str) -> None:
     """Wrong if a path gives other integers than NumPy, saturates at the largest, or writes beside its tile."""
     need(path)
-    blocks, words, columns, stride = 3, BLOCK // 4, path.columns, path.columns + 5
-    draw, ones = np.random.default_rng(0), np.ones(blocks * max(columns, 2 * ROWS), np.float32)
+    bits, halves = KINDS[kind]
+    blocks, columns, stride = 3, path.columns, path.columns + 5
+    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    draw, ones = np.random.default_rng(0), np.ones((2 * blocks, columns), np.float16 if halves else np.float32)
     for extreme in (False, True):
-        rows, weights = (draw.integers(-127, 128, (size, blocks * BLOCK)) for size in (2 * ROWS, columns))
+        rows = draw.integers(-127, 128, (2 * ROWS, blocks * BLOCK))
+        weights = draw.integers(least, most + 1, (columns, blocks * BLOCK))
         if extreme:
-            rows, weights = np.where(rows > 0, 127, -128), np.where(weights > 0, 127, -127)
-            rows[ROWS], weights[0], weights[1] = -128, 127, -127  # whole rows, so that no sums are larger
-        stored = (rows + path.zero).astype(np.uint8)
-        packed = weights.astype(np.int8).view("<i4").T.copy()  # (blocks * words, columns)
-        offsets = -path.zero * weights.reshape(columns, blocks, BLOCK).sum(2).T  # (blocks, columns)
+            rows, weights = np.where(rows > 0, 127, -127), np.where(weights > 0, most, least)
+            rows[ROWS], weights[0], weights[1] = -127, most, least  # whole rows, so that no sums are larger
+        noted = np.empty((2 * ROWS, blocks, SPAN), np.int32)
+        noted[..., 0] = np.ones(1, np.float32).view(np.int32)
+        noted[..., 1:NOTE] = rows.reshape(2 * ROWS, blocks, 2, -1).sum(-1)
+        noted[..., NOTE:] = rows.astype(np.int8).view("<i4").reshape(2 * ROWS, blocks, -1)
+        raised = weights + (NIBBLE if bits == 4 else path.zero)
+        packed = raised.astype(np.uint8).view("<u4").T.copy()  # (blocks * WORDS, columns)
+        packed = packed if bits == 8 else packed[::2] | packed[1::2] << 4
         found = np.full((ROWS + 1, stride), np.nan, np.float32)
-        run_tile(path, stored, ROWS * blocks * words, blocks * words, ones, packed, 0, ones,
-                 offsets.astype(np.int32).copy(), 0, found, 2, stride, blocks, words, 0)  # fmt: skip
+        run_tile(path, (bits, halves), noted, ROWS * blocks * SPAN, blocks * SPAN, packed, 0, ones, 0, columns,
+                 found, 2, stride, blocks, 0)  # fmt: skip
         np.testing.assert_array_equal(found[:ROWS, 2 : 2 + columns], rows[ROWS:] @ weights.T)
         assert np.isfinite(found).sum() == ROWS * columns
 
@@ -231,7 +307,7 @@ def test_float_tile(path: Path) -> None:
     draw = np.random.default_rng(0)
     rows, weights = draw.integers(-99, 100, (ROWS + 1, depth)), draw.integers(-99, 100, (depth, columns + 3))
     found = np.full((ROWS + 1, stride), np.nan, np.float32)
-    run_tile(path, rows.astype(np.float32), depth, depth, weights.astype(np.float32), 3, columns + 3,
+    run_tile(path, (32, False), rows.astype(np.float32), depth, depth, weights.astype(np.float32), 3, columns + 3,
              found, 2, stride, depth, 3)  # fmt: skip
     np.testing.assert_array_equal(found[:ROWS, 2 : 2 + columns], rows[1:] @ weights[:, 3:])
     assert np.isfinite(found).sum() == ROWS * columns
@@ -251,35 +327,40 @@ def inner_loop(assembly: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("paths", "name", "triple", "cpu", "instruction"),
+    ("kind", "name", "triple", "cpu", "instruction", "spills"),
     [
-        (FLOAT_PATHS, "avx512f", X86, "skylake-avx512", r"vfmadd231ps\s.*zmm"),
-        (FLOAT_PATHS, "avx", X86, "haswell", r"vfmadd231ps\s.*ymm"),
-        (FLOAT_PATHS, "avx", X86, "sandybridge", r"vmulps\s.*ymm"),
-        (FLOAT_PATHS, "neon", ARM, "cortex-a72", r"fmla\s.*4s"),
-        (FLOAT_PATHS, "portable", X86, "x86-64", r"mulps\s.*xmm"),
-        (BYTE_PATHS, "avx512vnni", X86, "cascadelake", r"vpdpbusd\s.*zmm"),
-        (BYTE_PATHS, "avxvnni", X86, "alderlake", r"\{vex\}\s+vpdpbusd\s.*ymm"),
-        (BYTE_PATHS, "avx2", X86, "haswell", r"vpmaddubsw\s.*ymm"),
-        (BYTE_PATHS, "dotprod", ARM, "neoverse-n1", r"sdot\s.*4s"),
-        (BYTE_PATHS, "dotprod", ARM, "apple-m1", r"sdot(\.4s|\s.*4s)"),
-        (BYTE_PATHS, "portable", ARM, "cortex-a72", r"mla\s.*4s"),
+        ("floats", "avx512f", X86, "skylake-avx512", r"vfmadd231ps\s.*zmm", 2),
+        ("floats", "avx", X86, "haswell", r"vfmadd231ps\s.*ymm", 2),
+        ("floats", "avx", X86, "sandybridge", r"vmulps\s.*ymm", 2),
+        ("floats", "neon", ARM, "cortex-a72", r"fmla\s.*4s", 2),
+        ("floats", "portable", X86, "x86-64", r"mulps\s.*xmm", 2),
+        ("bytes", "avx512vnni", X86, "cascadelake", r"vpdpbusd\s.*zmm", 0),
+        ("nibbles by halves", "avx512vnni", X86, "cascadelake", r"vpdpbusd\s.*zmm", 20),  # 12 parts, once a block
+        ("bytes", "avxvnni", X86, "alderlake", r"\{vex\}\s+vpdpbusd\s.*ymm", 2),
+        ("bytes", "avx2", X86, "haswell", r"vpmaddubsw\s.*ymm", 4),  # it wants 17 registers of 16
+        ("nibbles by halves", "avx2", X86, "haswell", r"vpmaddubsw\s.*ymm", 12),  # two words
+        ("bytes", "dotprod", ARM, "neoverse-n1", r"sdot\s.*4s", 2),  # LLVM 15 loads rows too early on Arm
+        ("bytes", "dotprod", ARM, "apple-m1", r"sdot(\.4s|\s.*4s)", 2),
+        ("nibbles by halves", "dotprod", ARM, "neoverse-n1", r"sdot\s.*4s", 6),
+        ("bytes", "portable", ARM, "cortex-a72", r"mla\s.*4s", 2),
     ],
 )
-def test_assembly(paths: tuple[Path, ...], name: str, triple: str, cpu: str, instruction: str) -> None:
-    """Wrong if a CPU's fast instruction is not what its path is made of, or more than two sums leave the registers."""
+def test_assembly(kind: str, name: str, triple: str, cpu: str, instruction: str, spills: int) -> None:
+    """Wrong if a CPU's fast instruction is not what its path is made of, or more sums leave the registers than must."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
+    paths = FLOAT_PATHS if kind == "floats" else BYTE_PATHS
     (path,) = (path for path in paths if path.name == name)
-    parsed, machine = machine_code(path, triple, cpu)
+    parsed, machine = machine_code(path, KINDS.get(kind, (32, False)), triple, cpu)
     listed = "" if triple == ARM else ",".join(f"+{name}" for name in path.needs)
     assert choose(paths, cpu_features(triple, cpu, listed)) == path
     loop = inner_loop(machine.emit_assembly(parsed))
     sums = ROWS * path.columns // path.lanes * (4 if instruction.startswith("mla") else 1)  # it takes bytes one by one
     found = sum(bool(re.match(instruction, line)) for line in loop)
-    assert found in (sums, 2 * sums), loop  # LLVM may put two steps into one turn of the loop
+    words = WORDS if path.unrolled else 2 if kind.startswith("nibbles") else 1
+    assert found in (words * sums, 2 * words * sums), loop  # LLVM may put two steps into one turn of the loop
     spilled = [line for line in loop if re.match(r"v?mov\w+\s+%[xyz]mm\d+, .*%r[sb]p|st[rp]\s+q.*\[sp", line)]
-    assert len(spilled) <= 2, spilled  # int8 by avx2 wants 17 registers of 16; LLVM 15 loads rows too early on Arm
+    assert len(spilled) <= spills, spilled
 
 
 def test_arm_features() -> None:
@@ -301,9 +382,10 @@ def test_choice() -> None:
         "": ("portable", "portable"),
         "sse4.2": ("portable", "portable"),
         "avx": ("avx", "portable"),
-        "avx avx2 fma": ("avx", "avx2"),
-        "avx avx2 fma avxvnni": ("avx", "avxvnni"),
-        "avx avx2 fma avx512f avx512bw": ("avx512f", "avx2"),
+        "avx avx2 fma": ("avx", "portable"),
+        "avx avx2 fma f16c": ("avx", "avx2"),
+        "avx avx2 fma f16c avxvnni": ("avx", "avxvnni"),
+        "avx avx2 fma f16c avx512f avx512bw": ("avx512f", "avx2"),
         "avx avx2 fma avx512f avx512bw avx512vnni": ("avx512f", "avx512vnni"),
         "avx avx2 fma avx512f avx512vnni avxvnni": ("avx512f", "avx512vnni"),
         "neon": ("neon", "portable"),
@@ -327,8 +409,8 @@ def test_what_numba_compiles_for_is_what_counts() -> None:
 
 # -------------------------------------------------------------------------------------------- forced, through Numba
 FORCED = {  # float32, int8: CPU, features
-    ("avx", "avxvnni"): ("haswell", "+avx,+avx2,+fma,+avxvnni"),
-    ("avx", "avx2"): ("haswell", "+avx,+avx2,+fma"),
+    ("avx", "avxvnni"): ("haswell", "+avx,+avx2,+fma,+f16c,+avxvnni"),
+    ("avx", "avx2"): ("haswell", "+avx,+avx2,+fma,+f16c"),
     ("portable", "portable"): ("generic" if ARM.startswith(TRIPLE[:5]) else "x86-64", ""),
 }
 CHILD = """
@@ -339,14 +421,16 @@ import refembed
 from refembed.cli import main
 from refembed_numba.matmul import BYTE_PATH, FLOAT_PATH
 
-float_name, byte_name, tests, twin, result = sys.argv[1:]
+float_name, byte_name, tests, *models, result = sys.argv[1:]
 assert (FLOAT_PATH.name, BYTE_PATH.name) == (float_name, byte_name)
-assert not pytest.main(["-q", "-p", "no:cacheprovider", "-k", "product or integers or extremes", tests])
+assert not pytest.main(["-q", "-p", "no:cacheprovider", "-k", "product or integers or extremes or stored", tests])
 vectors = []
 for precision in ("float32", "int8"):
     assert main(["verify", "--backend", "numba", "--precision", precision]) == 0
-    model = refembed.load(twin, backend="numba", precision=precision)
-    vectors.append(model.encode(["Mars looks red.", "", "Venus is hot."]))
+for model in models:
+    for precision in ("float32", "int8"):
+        encoder = refembed.load(model, backend="numba", precision=precision).encoder
+        vectors.append(encoder.encode([np.arange(1, 20), np.arange(7, 60)])[:, :48])
 np.save(result, vectors)
 """
 
@@ -363,14 +447,14 @@ def test_forced(names: tuple[str, str], tmp_path: File) -> None:
     environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     result = tmp_path / "vectors.npy"
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *names, __file__, str(TWIN), str(result)],
+        [sys.executable, "-c", CHILD, *names, __file__, *map(str, MODELS), str(result)],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = np.load(result)
-    for precision, vectors in zip(("float32", "int8"), found, strict=True):
-        model = refembed.load(TWIN, backend="numba", precision=precision)
-        expected = model.encode(["Mars looks red.", "", "Venus is hot."])
+    for (model, precision), vectors in zip(product_of(MODELS, ("float32", "int8")), found, strict=True):
+        encoder = refembed.load(model, backend="numba", precision=precision).encoder
+        expected = encoder.encode([np.arange(1, 20), np.arange(7, 60)])[:, :48]
         if "fma" in features and "fma" in FEATURES:
             np.testing.assert_array_equal(vectors, expected)
         elif precision == "float32":
