@@ -4,6 +4,7 @@ The same texts go side by side through the float weights, the exact run, and thr
 one, layer after layer. A matrix is rounded for its inputs in the coarse run, towards its outputs in the exact one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import DENSE, TABLE, Checkpoint, open_checkpoint
+from ..errors import RefembedError
 from ..progress import Progress
 from ..reference.attention import attention, merge_heads
 from ..reference.layer import gated_mlp
@@ -25,6 +27,7 @@ from .folder import check
 from .gptq import gptq
 from .scales import least_error
 
+MEANS = 8.0  # how much more an error counts that all tokens of a text share: the pooler takes their mean
 RIDGE = 0.01  # of H's mean diagonal, added to it where a correction is fitted to the texts
 EVEN = 0.1  # how much of the dense matrices' H counts every direction alike: there is one input a text
 UP, DOWN = (f"{where}.linear.weight" for where in DENSE)
@@ -137,11 +140,17 @@ class Calibration:
         given     (tokens, columns)  and in the coarse one
         weights   (tokens)           how much a token's error counts
         """
-        root = np.sqrt(weights)[:, None]
-        scaled = given * root
-        hessian = scaled.T @ scaled  # (columns, columns)
-        for name, goal in self.corrected(names, hessian, scaled.T @ ((wanted - given) * root)):
+        missing, given = (self.with_means(x, weights) for x in (wanted - given, given))
+        hessian = given.T @ given  # (columns, columns)
+        for name, goal in self.corrected(names, hessian, given.T @ missing):
             self.quantize(name, goal, hessian)
+
+    def with_means(self, x: Array, weights: Array) -> Array:
+        """Rows whose squares are to be summed, (tokens + texts, columns): tokens' own, and texts' means."""
+        rows = x * np.sqrt(weights)[:, None]  # (tokens, columns)
+        starts = [text.start for text in self.texts]
+        means = np.add.reduceat(rows * np.sqrt(self.share)[:, None], starts, axis=0)  # (texts, columns)
+        return np.concatenate([rows, math.sqrt(MEANS) * means])
 
     def corrected(self, names: Sequence[str], hessian: Array, cross: Array) -> list[tuple[str, Array]]:
         """Each matrix with what best makes good for the difference of the two runs' inputs."""
@@ -152,7 +161,10 @@ class Calibration:
     def quantize(self, name: str, goal: Array, hessian: Array) -> None:
         grid = grid_of(self.found.form, name)
         assert grid is not None
-        self.found.matrices[name] = gptq(goal, hessian, grid)
+        try:
+            self.found.matrices[name] = gptq(goal, hessian, grid)
+        except ValueError as error:
+            raise RefembedError("tensor-not-finite", f"{name}, calibrated: {error}") from error
         self.coarse.parameters[name] = dequantize(self.found.matrices[name])
 
     def settle_norm(self, name: str, output: Array, weights: Array) -> Array:

@@ -15,7 +15,7 @@ from ..prompts import PROMPTS, prompt_of
 from ..textfiles import read_texts
 from ..tokenizer import Tokenizer
 
-MOST_TOKENS = 65_536  # of all texts together; the rest of a file is not used
+MOST_TOKENS = 32_768  # of all texts together; the rest of a file is not used
 CONTEXT = 512  # tokens of one text at most
 
 
