@@ -86,6 +86,7 @@ ERRORS = {
     "line-encoding": "a line is not valid UTF-8",
     "line-too-long": "a line is too long to be a text",
     "line-json": "a line is not a JSON object",
+    "calibration-texts": "a file to calibrate with has no usable text",
     "title-field": "no line has a title in the named field",
     "line-field": "a line has no text in the named field",
     # golden vectors

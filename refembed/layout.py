@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
@@ -92,8 +93,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.abspath(folder))
     place = folder.parent / f".refembed-{secrets.token_hex(8)}"
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(None, "is there already; a checkpoint needs a new folder")
+        refuse_occupied(folder)
         place.mkdir()
         yield place
         for file in filter(Path.is_file, place.rglob("*")):
@@ -106,6 +106,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise RefembedError("output-unwritable", f"{folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def refuse_occupied(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(None, "is there already; a checkpoint needs a new folder")
+
+
+def check_new(folder: Path) -> None:
+    """Raise now what whole_folder would raise after all the computing."""
+    try:
+        refuse_occupied(folder)
+        with tempfile.TemporaryDirectory(dir=Path(os.path.abspath(folder)).parent, prefix=".refembed-"):
+            pass
+    except OSError as error:
+        raise RefembedError("output-unwritable", f"{folder}: {error.strerror or error}") from error
 
 
 def write_tensors(file: Path, tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=FORMS)
 def made(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp("quantised") / request.param
-    assert main(["quantize", str(folder), str(out), "--format", request.param]) == 0
+    assert main(["quantize", str(folder), str(out), "--format", request.param, "--scales", "largest"]) == 0
     return request.param, out
 
 
