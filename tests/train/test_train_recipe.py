@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from refembed_torch.train import command, distributed, recipe
+from refembed_torch.train import command, config, distributed, recipe
 
 from refembed.cli import main
 from refembed.errors import RefembedError
+
+RECIPES = Path(__file__).parents[2] / "spec" / "recipes"
 
 
 @pytest.fixture
@@ -124,6 +126,17 @@ def test_all_stages_are_read_first(tmp_path, monkeypatch, wrong, said):
     monkeypatch.setattr(recipe, "run_stage", lambda table, file: pytest.fail("a stage ran"))
     with pytest.raises(RefembedError, match=said):
         recipe.run_recipe({"out": "runs", "stage": [soup, soup | {"name": "d"} | wrong]}, tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
+def test_recipes_that_are_shown_can_be_read(file, monkeypatch):
+    """If this failed, a recipe of the specification would name a key, a stage or a value that there is not."""
+    for name in ("REFEMBED_DATA", "EMBEDDINGGEMMA_DIR"):
+        monkeypatch.setenv(name, "/somewhere")
+    tables = recipe.tables_of(config.load(file), file)
+    for table in tables.values():
+        command.check_stage(table, file)
+    assert tables
 
 
 def test_where_it_runs(tmp_path, ran, monkeypatch):
