@@ -142,6 +142,8 @@ def test_finetuning_lowers_the_loss(tmp_path: Path, small_folder: Path, rows: Pa
     held_out = run_finetune(table, tmp_path / "f.toml")["held_out"]
     assert held_out["after"]["loss"] < held_out["before"]["loss"] - 0.5
     assert held_out["after"]["ndcg@10"] > held_out["before"]["ndcg@10"] + 10
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["set"] for line in lines if "held_out" not in line] == ["rows"] * 20
     again = tables(tmp_path, tmp_path / "run" / "model", rows, run={"out": str(tmp_path / "again")})
     figures = Contrastive(config.read(FinetuneSettings, again, tmp_path / "f.toml")).measure()
     assert figures == pytest.approx(held_out["after"], rel=1e-4)

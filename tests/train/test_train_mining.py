@@ -26,10 +26,11 @@ def write(file: Path, rows: list[dict[str, Any] | str]) -> Path:
 
 
 def mined(file: Path, **options: Any) -> list[Example]:
-    """The rows of the file that the stage writes."""
-    table = {"out": "out", "set": [{"file": str(file)}], "how": "bm25", **options}
+    """The rows of the file that the stage writes, in a folder of its own for other options."""
+    out = file.parent / "-".join(["out", file.stem, *map(str, options.values())]).replace("/", "_")
+    table = {"out": str(out), "set": [{"file": str(file)}], "how": "bm25", **options}
     run_mine(table, file.parent / "mine.toml")
-    found = list(read_examples(SetSettings(file.parent / "out" / file.name)))
+    found = list(read_examples(SetSettings(out / file.name)))
     assert all(isinstance(one, Example) for one in found)
     return [one for one in found if isinstance(one, Example)]
 
@@ -237,27 +238,50 @@ def test_texts_of_zero_in_common_are_no_negatives(tmp_path: Path) -> None:
     assert not any(one.negatives for one in mined(write(tmp_path / "set.jsonl", rows)))
 
 
-def test_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong if a kill leaves a part of a file, or destroys what was there; or two runs write different bytes."""
-    file = write(tmp_path / "set.jsonl.gz", ANIMALS)
-    mined(file)
-    before = (tmp_path / "out" / file.name).read_bytes()
-    mined(file)
-    assert (tmp_path / "out" / file.name).read_bytes() == before
-    assert before[4:8] == bytes(4)  # gzip's place for the time of writing
+def test_a_killed_mining_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a kill leaves a part of a file, a set is mined again that was mined whole, or what goes on writes other
+    bytes than what was never killed."""
+    names = ["first.jsonl.gz", "second.jsonl"]
+    table = {"set": [{"file": str(write(tmp_path / name, ANIMALS))} for name in names], "how": "bm25", "negatives": 3}
+
+    def run(out: str) -> dict[str, Any]:
+        return run_mine({"out": out, **table}, tmp_path / "mine.toml")
+
+    expected = run("unbroken")
     monkeypatch.setattr(mining, "QUERIES_AT_ONCE", 1)
-    whole = mining.Bm25.scores
+    whole, asked = mining.Bm25.scores, list[str]()
 
     def killed(self: mining.Bm25, queries: Any) -> Any:
-        if queries[0][1] == "red dog":
+        asked.append(queries[0][1])
+        if asked.count("red dog") == 2:
             raise KeyboardInterrupt
         return whole(self, queries)
 
     monkeypatch.setattr(mining.Bm25, "scores", killed)
     with pytest.raises(KeyboardInterrupt):
-        mined(file, negatives=3)
-    assert (tmp_path / "out" / file.name).read_bytes() == before
-    assert [one.name for one in (tmp_path / "out").iterdir()] == [file.name]
+        run("killed")
+    assert sorted(one.name for one in (tmp_path / "killed").iterdir()) == [".lock", names[0], "log.jsonl"]
+    asked.clear()
+    assert run("killed")["sets"] == expected["sets"]
+    assert len(asked) == len(ANIMALS)  # of the second set alone
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+    assert (tmp_path / "killed" / names[0]).read_bytes()[4:8] == bytes(4)  # gzip's place for the time of writing
+    assert run("killed")["sets"] == expected["sets"]
+    assert len(asked) == len(ANIMALS)
+    write(tmp_path / names[1], ANIMALS[:3])
+    with pytest.raises(RefembedError, match="finished run with other settings"):
+        run("killed")
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    """Wrong if mining writes over a file that it has not made."""
+    file = write(tmp_path / "set.jsonl", ANIMALS)
+    (tmp_path / "out-set").mkdir()
+    (tmp_path / "out-set" / file.name).write_text("mine")
+    with pytest.raises(RefembedError, match=r"holds set\.jsonl, which no run made"):
+        mined(file)
+    assert (tmp_path / "out-set" / file.name).read_text() == "mine"
 
 
 def test_malformed_lines_are_left_out_and_reported(tmp_path: Path) -> None:
@@ -266,10 +290,13 @@ def test_malformed_lines_are_left_out_and_reported(tmp_path: Path) -> None:
     file = write(tmp_path / "set.jsonl", ["{", *rows])
     with pytest.warns(UserWarning, match=r"set\.jsonl:1: not JSON"):
         assert len(mined(file)) == 100
-    for bad in (["{", *rows[:50]], []):
+    for number, bad in enumerate((["{", *rows[:50]], [])):
         with pytest.raises(RefembedError) as caught:
-            mined(write(file, bad))
+            mined(write(tmp_path / f"{number}.jsonl", bad))
         assert caught.value.id == "train-data"
+    with pytest.raises(RefembedError, match=r"none\.jsonl: No such file") as caught:
+        mined(tmp_path / "none.jsonl")
+    assert caught.value.id == "train-data"
 
 
 @pytest.mark.parametrize(
@@ -295,5 +322,5 @@ def test_result_counts_rows(tmp_path: Path) -> None:
     """Wrong if the stage's result, from which a recipe's reader learns what mining found, miscounts."""
     file = write(tmp_path / "set.jsonl", ANIMALS)
     table = {"out": "new/er", "set": [{"file": "set.jsonl"}], "how": "bm25"}
-    assert run_mine(table, tmp_path / "mine.toml") == {"sets": {"set": {"rows": 4, "with_negatives": 3}}}
+    assert run_mine(table, tmp_path / "mine.toml")["sets"] == {"set": {"rows": 4, "with_negatives": 3}}
     assert (tmp_path / "new" / "er" / file.name).exists()

@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from refembed_torch.train import command, distributed, recipe
+from refembed_torch.train import command, config, distributed, recipe
 
 from refembed.cli import main
 from refembed.errors import RefembedError
+
+RECIPES = Path(__file__).parents[2] / "spec" / "recipes"
 
 
 @pytest.fixture
@@ -96,6 +98,7 @@ def test_an_earlier_stage_made_anew_is_not_overlooked(tmp_path, ran, folder, pro
         ({"stage": [{"name": "a/b", "stage": "soup"}]}, "each stage has a name of its own"),
         ({"stage": [{"name": "a", "stage": "soup"}] * 2}, "each stage has a name of its own"),
         ({"stage": ["soup"]}, "a recipe has out and at least one"),
+        ({"stage": "soup", "run": {}}, "is one stage and no recipe; run it without --all"),
         (
             {"stage": [{"name": "a", "stage": "soup"}, {"name": "b", "stage": "soup", "folders": ["@later"]}]},
             "stage b names @later, and no stage before",
@@ -123,6 +126,17 @@ def test_all_stages_are_read_first(tmp_path, monkeypatch, wrong, said):
     monkeypatch.setattr(recipe, "run_stage", lambda table, file: pytest.fail("a stage ran"))
     with pytest.raises(RefembedError, match=said):
         recipe.run_recipe({"out": "runs", "stage": [soup, soup | {"name": "d"} | wrong]}, tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
+def test_recipes_that_are_shown_can_be_read(file, monkeypatch):
+    """If this failed, a recipe of the specification would name a key, a stage or a value that there is not."""
+    for name in ("REFEMBED_DATA", "EMBEDDINGGEMMA_DIR"):
+        monkeypatch.setenv(name, "/somewhere")
+    tables = recipe.tables_of(config.load(file), file)
+    for table in tables.values():
+        command.check_stage(table, file)
+    assert tables
 
 
 def test_where_it_runs(tmp_path, ran, monkeypatch):
@@ -158,6 +172,22 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     file.write_text('stage = "bake"\n')
     assert main(["train", str(file)]) == 2
     assert "stage is 'bake', one of pretrain, adapt" in capsys.readouterr().err
+    file.write_text('[[stage]]\nstage = "soup"\n')
+    assert main(["train", str(file)]) == 2
+    assert "is a recipe of several stages; run it with --all" in capsys.readouterr().err
+
+
+def test_what_is_told_of_a_stage(tmp_path, ran, capsys, monkeypatch):
+    """Wrong if a stage's means drown in the figures of single sets, or these are lost."""
+    figures = {"loss": 1.23456, "loss int4-block": 2.0, "loss some_set": 3.0}
+    result = {"steps": 5, "held_out": {"before": figures, "parts": [figures]}, "settings": "long"}
+    monkeypatch.setattr(recipe, "run_stage", lambda table, file: ran.append(table) or result)
+    monkeypatch.setattr(recipe, "write_json", lambda file, content: ran.append(content))
+    recipe.run_recipe({"out": "runs", "stage": [{"name": "a", "stage": "soup"}]}, tmp_path / "recipe.toml")
+    line = capsys.readouterr().err.splitlines()[-1].removeprefix("refembed train: a: ")
+    short = {"loss": 1.235, "loss int4-block": 2.0}
+    assert json.loads(line) == {"stage": "soup", "steps": 5, "held_out": {"before": short, "parts": [short]}}
+    assert ran[-1]["held_out"] == result["held_out"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

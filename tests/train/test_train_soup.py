@@ -196,10 +196,10 @@ def test_killed_while_writing(parts: list[Path], tmp_path: Path, monkeypatch: py
         write_released(place, *rest)
         raise KeyboardInterrupt
 
-    for name in ("write_checkpoint", "whole_file"):
+    for name in ("write_checkpoint", "write_json"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                module, name, write if name == "write_checkpoint" else lambda _: exec("raise KeyboardInterrupt")
+                module, name, write if name == "write_checkpoint" else lambda *_: exec("raise KeyboardInterrupt")
             )
             with pytest.raises(KeyboardInterrupt):
                 run_soup(table, tmp_path / "soup.toml")

@@ -101,6 +101,8 @@ def check_stage(table: Mapping[str, Any], file: Path) -> None:
 
 def stage_of(table: Mapping[str, Any], file: Path) -> tuple[ModuleType, str, str]:
     kind = table.get("stage")
+    if isinstance(kind, list):
+        raise RefembedError("train-config", f"{file} is a recipe of several stages; run it with --all")
     if not isinstance(kind, str) or kind not in STAGES:
         raise RefembedError("train-config", f"{file}: stage is {kind!r}, one of {', '.join(STAGES)} needed")
     module, settings, function = STAGES[kind]

@@ -161,13 +161,13 @@ class Contrastive:
         mapping.weight.data.copy_(torch.from_numpy(start))
         return mapping
 
-    def step(self, index: int) -> dict[str, float]:
+    def step(self, index: int) -> dict[str, Any]:
         batch = self.batches(index)
         texts = [*batch.queries, *batch.positives, *batch.negatives]
         mask = self.mask(batch)
         goal = self.goal(batch)
         value = add_gradients(self.student, texts, lambda vectors: self.loss(vectors, mask, goal), self.settings.chunk)
-        return {"loss": float(value), "tokens": sum(map(len, texts))}
+        return {"loss": float(value), "set": batch.name, "tokens": sum(map(len, texts))}
 
     def mask(self, batch: Batch) -> Tensor:
         queries, positives = ([ids.tobytes() for ids in side] for side in (batch.queries, batch.positives))

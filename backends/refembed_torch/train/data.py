@@ -433,8 +433,9 @@ def seek_in(sources: Iterable[Readable], positions: Mapping[str, int]) -> None:
     """Go on from what positions_of gave. Raises RefembedError where files are others, or were changed since."""
     found = list(sources)
     if positions.keys() != positions_of(found).keys():
+        names = [name for name in positions if not name.startswith(MARK)]
         raise RefembedError(
-            "train-state", f"the state is of {', '.join(positions)}; here are {', '.join(positions_of(found))}"
+            "train-state", f"the state is of {', '.join(names)}; here are {', '.join(one.name for one in found)}"
         )
     for one in found:
         if positions[MARK + one.name] != one.mark:
@@ -592,8 +593,8 @@ class Batches:
         good, ids = [], []
         for example, row in zip(examples, rows, strict=True):
             own = [cut(one, self.settings.context) for one in row if not isinstance(one, RefembedError)]
-            if len(own) < len(row):
-                self.leave_out(settings.file, example, *(one.reason for one in row if isinstance(one, RefembedError)))
+            if faults := [one for one in row if isinstance(one, RefembedError)]:
+                self.leave_out(settings.file, example, faults[0].reason)
             elif any(np.array_equal(own[1], negative) for negative in own[2:]):
                 self.leave_out(
                     settings.file, example, f"cut to {self.settings.context} tokens a negative is the positive"
@@ -606,14 +607,14 @@ class Batches:
         negatives = [one for row in ids for one in row[2:]]
         return Batch(name, tuple(good), [row[0] for row in ids], [row[1] for row in ids], negatives)
 
-    def leave_out(self, file: Path, example: Example, *reasons: str) -> None:
+    def leave_out(self, file: Path, example: Example, reason: str) -> None:
         """Say so, of each line once, and of a file's first few alone."""
         told = self.told.setdefault(file, set())
         if example.row in told or len(told) == PLACES:
             return
         told.add(example.row)
         more = "; of more such lines of the file nothing is said" if len(told) == PLACES else ""
-        warnings.warn(f"{file}:{example.row + 1}: {reasons[0]}; it is left out{more}", stacklevel=3)
+        warnings.warn(f"{file}:{example.row + 1}: {reason}; it is left out{more}", stacklevel=3)
 
     def positions(self) -> dict[str, int]:
         """How many examples of each set have been given, and what its file is known by."""

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,8 +117,10 @@ def fingerprint(settings: Settings) -> str:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def alone(out: Path, products: Sequence[str] = (PRODUCT,)) -> Iterator[None]:
     """Keep other runs out of the folder, and clear away what a killed one left half written.
+
+    products   what the run will write there, beside its log
 
     Within, the same process may ask again. Raises RefembedError where another is there, the folder cannot be written,
     or holds what no run has made: it would be overwritten.
@@ -128,7 +130,7 @@ def alone(out: Path) -> Iterator[None]:
         return
     with ExitStack() as until:
         if world().rank == 0:
-            until.enter_context(locked(out))
+            until.enter_context(locked(out, products))
         wait_for_all()  # before others read what is there
         HELD.add(out.absolute())
         until.callback(HELD.discard, out.absolute())
@@ -136,11 +138,11 @@ def alone(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path, products: Sequence[str]) -> Iterator[None]:
     file = out / ".lock"
     with to_write(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in (PRODUCT, LOG):
+        for name in (*products, LOG):
             if (out / name).exists() and not file.exists():
                 raise RefembedError("train-state", f"{out} holds {name}, which no run made; give another out")
         handle = file.open("w")
@@ -321,7 +323,11 @@ def conclude(stage: Stage, settings: Settings, result: dict[str, Any]) -> dict[s
     wait_for_all()
     stage.finish(out / PRODUCT)
     if world().rank == 0:
-        with whole_file(out / RESULT) as handle:
-            handle.write((json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(out / RESULT, result)
     wait_for_all()
     return result
+
+
+def write_json(file: Path, content: object) -> None:
+    with whole_file(file) as handle:
+        handle.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

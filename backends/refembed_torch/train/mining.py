@@ -5,6 +5,7 @@ texts that answer without being marked as answers are mostly found there.
 """
 
 import gzip
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refembed
+from refembed.checkpoint import open_checkpoint
 from refembed.errors import RefembedError
 from refembed.output import whole_file
 from refembed.progress import Progress
 
-from .config import at_least, read
+from .config import at_least, plain, read
 from .data import PLACES, Example, SetSettings, check_names, cut, folded, prompted, read_examples, report, sides_of
+from .distributed import wait_for_all, world
+from .loop import LOG, RESULT, alone, as_line, finished, write_json
+from .state import digest
 
 TEXTS_AT_ONCE = 8192  # whose tokens are in memory together
 QUERIES_AT_ONCE = 64  # bounds the table of scores, which has a column for every text
@@ -89,11 +94,52 @@ class Ranking(Protocol):
 
 
 def run_mine(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The stage. Its result: of each set how many rows it has, and how many of them have negatives now."""
+    """The stage. Its result: of each set how many rows it has, and how many of them have negatives now.
+
+    Killed, it goes on with the first set that log.jsonl has no line of.
+    """
     settings = read(MineSettings, table, file)
-    ranking: Ranking = Bm25() if settings.how == "bm25" else ByModel(settings)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    return {"sets": {one.name: mine(one, settings, ranking) for one in settings.set}}
+    mark = fingerprint(settings)
+    with alone(settings.out, [one.file.name for one in settings.set]):
+        if done := finished(settings.out, mark):
+            return done
+        found = mined_before(settings.out / LOG, mark)
+        ranking: Ranking | None = None
+        for one in settings.set:
+            if one.name in found:
+                continue
+            ranking = ranking or (Bm25() if settings.how == "bm25" else ByModel(settings))
+            found[one.name] = mine(one, settings, ranking)  # by every process alike: none waits for another's hours
+            if world().rank == 0:
+                with whole_file(settings.out / LOG) as handle:
+                    lines = [as_line({"set": name, **counts, "fingerprint": mark}) for name, counts in found.items()]
+                    handle.write("".join(lines).encode())
+        result = {"sets": found, "fingerprint": mark, "settings": plain(settings)}
+        if world().rank == 0:
+            write_json(settings.out / RESULT, result)
+        wait_for_all()
+    return result
+
+
+def fingerprint(settings: MineSettings) -> str:
+    """What tells one mining from another: settings, the files' contents, and the model's folder as it stands."""
+    used = {key: value for key, value in plain(settings).items() if key != "out"}
+    stamp = open_checkpoint(settings.model).stamp if settings.model and settings.how == "model" else ""
+    try:
+        marks = [digest(one.file) for one in settings.set]
+    except OSError as error:
+        raise RefembedError("train-data", f"{error.filename}: {error.strerror}") from error
+    return hashlib.sha256(json.dumps([used, stamp, marks], sort_keys=True).encode()).hexdigest()
+
+
+def mined_before(log: Path, mark: str) -> dict[str, dict[str, int]]:
+    """By a run of the same fingerprint that was killed: the log's figures of each set."""
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()] if log.exists() else []
+    return {
+        line["set"]: {key: line[key] for key in ("rows", "with_negatives")}
+        for line in lines
+        if line["fingerprint"] == mark
+    }
 
 
 def mine(one: SetSettings, settings: MineSettings, ranking: Ranking) -> dict[str, int]:
@@ -105,7 +151,12 @@ def mine(one: SetSettings, settings: MineSettings, ranking: Ranking) -> dict[str
     ranking.index(list(pool.columns))
     rows = mined = 0
     target = settings.out / one.file.name
-    with whole_file(target) as handle, Progress(pool.rows, True, "rows") as progress, lines_to(handle, target) as write:
+    shown = world().rank == 0
+    with (
+        whole_file(target) as handle,
+        Progress(pool.rows, shown, "rows") as progress,
+        lines_to(handle, target) as write,
+    ):
         for examples in lots(one):
             scores = ranking.scores([sides_of(one, example)[0] for example in examples])
             for example, row in zip(examples, scores, strict=True):

@@ -29,7 +29,7 @@ from .config import at_least, plain, read
 from .contrastive import Contrastive, FinetuneSettings
 from .data import DataSettings
 from .distributed import gather_rows, wait_for_all, world
-from .loop import FREE, PRODUCT, RESULT, alone, finished, train
+from .loop import FREE, PRODUCT, RESULT, alone, finished, train, write_json
 
 MIXTURES, TRIALS, FOLDERS, STATES = "mixtures.json", "trials.jsonl", "trials", "state"
 FREE_OF_TRIALS = ("trials", "experts", "apart")  # of [search]: what no trial depends on, so that more may be tried
@@ -176,11 +176,6 @@ def fingerprint(settings: MixturesSettings, free: Sequence[str] = ()) -> str:
     table["run"] = {key: value for key, value in table["run"].items() if key not in FREE}
     table["search"] = {key: value for key, value in table["search"].items() if key not in free}
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(file: Path, content: object) -> None:
-    with whole_file(file) as handle:
-        handle.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def check_optuna() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from refembed.errors import RefembedError
-from refembed.output import whole_file
+from refembed.reference.quantize import FORMS
 
 from .command import STAGES, check_stage, run_stage, summary
 from .config import path_of
 from .distributed import wait_for_all, world
-from .loop import PRODUCT
+from .loop import PRODUCT, write_json
 
 DONE = "done.json"
 PRODUCTS = {"mixtures": "mixtures.json"}  # of stages whose product is no model folder
@@ -39,6 +39,8 @@ def run_recipe(recipe: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
 
 def tables_of(recipe: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
     """Each stage's own file, by its name."""
+    if isinstance(recipe.get("stage"), str):
+        raise RefembedError("train-recipe", f"{file} is one stage and no recipe; run it without --all")
     for key in recipe:
         if key not in ("out", "common", "stage"):
             raise RefembedError("train-recipe", f"{file}: {key} is not a key of a recipe")
@@ -88,11 +90,19 @@ def run_named(table: dict[str, Any], file: Path, name: str) -> dict[str, Any]:
         tell(f"{name}: {table['stage']}")
         found = {"fingerprint": mark, "stage": table["stage"], **summary(run_stage(table, file))}
         if world().rank == 0:
-            with whole_file(folder / DONE) as handle:
-                handle.write((json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+            write_json(folder / DONE, found)
         wait_for_all()
-    tell(f"{name}: {json.dumps(summary(found), ensure_ascii=False)}")
+    tell(f"{name}: {json.dumps(brief(summary(found)), ensure_ascii=False)}")
     return found
+
+
+def brief(value: Any) -> Any:
+    """A result for the eye: without the figures of single sets, which stand in done.json, and of few digits."""
+    if isinstance(value, Mapping):
+        return {key: brief(item) for key, item in value.items() if " " not in key or key.split()[-1] in FORMS}
+    if isinstance(value, list):
+        return [brief(item) for item in value]
+    return round(value, 3) if isinstance(value, float) else value
 
 
 WITHOUT_RUN = ("soup", "mine")  # stages that take `out` itself

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from refembed.checkpoint import TOKENIZER, Checkpoint, open_checkpoint
 from refembed.errors import RefembedError
 from refembed.layout import BFLOAT16, write_checkpoint
-from refembed.output import whole_file
 from refembed.prompts import ALIASES, PROMPTS, prompt_of
 from refembed.stored import StoredTensor, all_finite, not_finite, widen
 
@@ -25,7 +24,7 @@ from .config import Model, Optimizer, Run, plain, read
 from .contrastive import Contrastive, FinetuneSettings, LossSettings
 from .data import DataSettings
 from .distributed import wait_for_all, world
-from .loop import PRODUCT, RESULT, alone, finished
+from .loop import PRODUCT, RESULT, alone, finished, write_json
 from .state import digest
 
 PIECE = 2**21  # numbers in float64 at once: 16 MB
@@ -190,8 +189,7 @@ def run_soup(table: Mapping[str, Any], file: Path) -> dict[str, Any]:
             "settings": plain(settings),
         }
         if world().rank == 0:
-            with whole_file(out / RESULT) as handle:
-                handle.write((json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+            write_json(out / RESULT, result)
         wait_for_all()
     return result
 
