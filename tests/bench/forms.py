@@ -126,11 +126,11 @@ def variant_name(dimensions: int, quantize: str | None) -> str:
 HEAD = """# What small weights and small vectors cost
 
 The released model, written by `python tests/bench/forms.py FOLDER PLACE TEXTS --out spec/forms.md` on {processor},
-{threads} threads, {date}. Forms are those of [chapter 9](09-quantised-weights.md), calibrated on {texts} as it says there;
-bfloat16 is stored so and computed with as float32. Speed is `refembed bench`'s, all forms in turn, {rounds} rounds: a
-query of {query:.0f} tokens, documents of {document:.0f}. Cosines are to float32's vectors of those documents. Scores are
-`refembed evaluate`'s, in percent, at 512 tokens of context: Spearman for STS-B English and all of SICK-R, accuracy for
-Banking77, nDCG@10 for CoSQA and XQuAD-R (questions in English, German and Chinese to English paragraphs).
+{threads} threads, {date}. Forms are those of [chapter 9](09-quantised-weights.md), calibrated on {texts} as it says
+there; bfloat16 is stored so and computed with as float32. Speed is `refembed bench`'s, all forms in turn, {rounds}
+rounds: a query of {query:.0f} tokens, documents of {document:.0f}. Cosines are to float32's vectors of those documents.
+Scores are `refembed evaluate`'s, in percent, at 512 tokens of context: Spearman for STS-B English and all of SICK-R,
+accuracy for Banking77, nDCG@10 for CoSQA and XQuAD-R (questions in English, German and Chinese to English paragraphs).
 
 ## Weights
 
@@ -138,8 +138,8 @@ Banking77, nDCG@10 for CoSQA and XQuAD-R (questions in English, German and Chine
 VECTORS = """
 ## Vectors
 
-The float32 model's embeddings, cut as in [chapter 8](08-matryoshka.md) and kept in 32 bits a number, 8 or one. Queries of
-CoSQA and XQuAD-R keep their floats, all documents being scored (MAT-9 with nothing left out).
+The float32 model's embeddings, cut as in [chapter 8](08-matryoshka.md) and kept in 32 bits a number, 8 or one. Queries
+of CoSQA and XQuAD-R keep their floats, all documents being scored (MAT-9 with nothing left out).
 
 """
 
@@ -169,8 +169,9 @@ def page(
     rows = {row["name"]: row for row in timed["subjects"]}
     whole = judged["float32"][variant_name(768, None)]
     head = HEAD.format(
-        processor=timed["machine"]["processor"], threads=timed["threads"], rounds=timed["rounds"], texts=texts,
-        query=timed["workload"]["queries"]["mean_tokens"], document=timed["workload"]["documents"]["mean_tokens"], date=date,
+        processor=timed["machine"]["processor"], threads=timed["threads"], rounds=timed["rounds"],
+        query=timed["workload"]["queries"]["mean_tokens"], document=timed["workload"]["documents"]["mean_tokens"],
+        texts=texts, date=date,
     )  # fmt: skip
     columns = ["weights, MB", "peak memory, MiB", "start, s", "query, ms", "tokens/s", "cosine, mean", "least"]
     weights = [["form", *columns, *TASKS, "mean loss"]] + [
