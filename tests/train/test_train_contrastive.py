@@ -477,7 +477,7 @@ def test_a_full_size_step_fits_in_16_gib(chunk: int) -> None:
     of 512 tokens.
     """
     command = [sys.executable, "-c", FULL_SIZE, str(chunk)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)  # busy machines are slow
     assert done.returncode == 0, done.stderr
     value, seconds, gib = map(float, done.stdout.split())
     assert np.isfinite(value)
