@@ -304,9 +304,9 @@ MISSING = {
         "backward.attend_gradients:call-removed:4",
     ),
     "the attention pooler, whose gradient needs the states' values and which has parameters": (
-        "backward.embed_gradients:word-replaced:2",
-        "backward.embed_gradients:operand-dropped:2",
-        "backward.embed_gradients:name-replaced:1",
+        "backward.text_gradients:word-replaced:2",
+        "backward.text_gradients:operand-dropped:2",
+        "backward.text_gradients:name-replaced:1",
     ),
 }
 
