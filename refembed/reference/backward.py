@@ -166,15 +166,14 @@ def layer_gradients(
     return Gradients(d_middle + before.x, gradients)  # x (tokens, width)
 
 
-def encode_tokens_gradients(
-    upstream: Array, tape: Parameters, parameters: Parameters, config: Config
-) -> dict[str, Array]:
-    """Of model.encode_tokens: the derivative with respect to every parameter of the encoder, by name.
+def encode_tokens_gradients(upstream: Array, tape: Parameters, parameters: Parameters, config: Config) -> Gradients:
+    """Of model.encode_tokens, for all but the table, whose rows several texts may share.
 
     upstream  (tokens, width)  with respect to the state of each token
     tape      what the forward traced, by name
+    returns   x (tokens, width)  with respect to the embedded tokens, parameters every layer's and the last norm
 
-    Source: GRD-9, GRD-10. Trap: layers in order, each with the stream that left it in place of the one that entered.
+    Source: GRD-9. Trap: layers in order, each with the stream that left it in place of the one that entered.
     Witness: golden/gradients two-texts.
     """
     kinds = config.layer_kinds
@@ -185,15 +184,15 @@ def encode_tokens_gradients(
         of_layer = layer_gradients(d_x, streams[index], tape, parameters, index, config, positions[kinds[index]])
         d_x = of_layer.x  # (tokens, width)
         gradients |= of_layer.parameters
-    return gradients | {"embed_tokens.weight": embed_tokens_gradient(d_x, tape["tokens"], config)}
+    return Gradients(d_x, gradients)  # x (tokens, width)
 
 
-def embed_gradients(upstream: Array, ids: Array, parameters: Parameters, config: Config) -> dict[str, Array]:
-    """Of model.embed: the derivative of the loss with respect to every parameter, by the checkpoint's names.
+def text_gradients(upstream: Array, ids: Array, parameters: Parameters, config: Config) -> Gradients:
+    """Of model.embed, for all but the table: one text led back as far as its embedded tokens.
 
-    upstream     (dimensions)  with respect to the embedding, in the parameters' float type
-    ids          (tokens,)
-    parameters   as in embed; the attention pooler's three as well where config.pooler names it
+    upstream  (dimensions)  with respect to the embedding
+    ids       (tokens,)
+    returns   x (tokens, width)  with respect to the embedded tokens, parameters all others
 
     Source: GRD-1, GRD-6. Runs the forward for its tape, and so needs nothing kept from an earlier one.
     Witness: golden/gradients two-texts.
@@ -203,7 +202,20 @@ def embed_gradients(upstream: Array, ids: Array, parameters: Parameters, config:
     d_projected = l2_normalize_gradient(upstream, tape["projected"])  # (dimensions)
     head = dense_head_gradients(d_projected, tape["pooled"], parameters)  # x (width)
     pooler = POOLER_GRADIENTS[config.pooler](head.x, tape["final_norm"], parameters)  # x (tokens, width)
-    return encode_tokens_gradients(pooler.x, tape, parameters, config) | pooler.parameters | head.parameters
+    encoder = encode_tokens_gradients(pooler.x, tape, parameters, config)  # x (tokens, width)
+    return Gradients(encoder.x, encoder.parameters | pooler.parameters | head.parameters)  # x (tokens, width)
+
+
+def embed_gradients(upstream: Array, ids: Array, parameters: Parameters, config: Config) -> dict[str, Array]:
+    """Of model.embed: the derivative of the loss with respect to every parameter, by the checkpoint's names.
+
+    upstream     (dimensions)  with respect to the embedding, in the parameters' float type
+    ids          (tokens,)
+    parameters   as in embed; the attention pooler's three as well where config.pooler names it
+
+    Source: GRD-13. A batch of one.
+    """
+    return embed_batch_gradients(upstream[None], [ids], parameters, config)
 
 
 def embed_batch_gradients(
@@ -214,13 +226,17 @@ def embed_batch_gradients(
     upstream  (texts, dimensions)
     batch     texts arrays (tokens_i,)
 
-    Source: GRD-13. With the gradient of a loss with respect to the embeddings, a training step's gradient: one text's
-    tape is held at a time. Trap: the mean over texts; whatever mean there is belongs to the loss.
+    Source: GRD-10, GRD-13. With the gradient of a loss with respect to the embeddings, a training step's gradient: one
+    text's tape is held at a time, and the table, most of a model, is made once, from all texts' rows. Trap: the mean
+    over texts; whatever mean there is belongs to the loss.
     Witness: golden/gradients two-texts.
     """
 
-    def add(first: dict[str, Array], second: dict[str, Array]) -> dict[str, Array]:
-        return {name: first[name] + second[name] for name in first}
+    def add(first: Gradients, second: Gradients) -> Gradients:
+        parameters = {name: first.parameters[name] + second.parameters[name] for name in first.parameters}
+        return Gradients(np.concatenate([first.x, second.x]), parameters)  # x (rows, width)
 
-    each = (embed_gradients(row, ids, parameters, config) for row, ids in zip(upstream, batch, strict=True))
-    return reduce(add, each)
+    each = (text_gradients(row, ids, parameters, config) for row, ids in zip(upstream, batch, strict=True))
+    whole = reduce(add, each)  # x (rows, width)
+    table = embed_tokens_gradient(whole.x, np.concatenate(batch), config)  # (vocabulary, width)
+    return whole.parameters | {"embed_tokens.weight": table}

@@ -26,6 +26,7 @@ CODE = {module: compile(source, f"{module}.py", "exec") for module, source in SO
 OUTSIDE = {
     "gradients.Gradients": "it computes nothing",
     "backward.HeadGradients": "it computes nothing",
+    "backward.embed_gradients": "a batch of one; the golden case is asked of the batch it calls",
     "gradients.truncate_gradient": "of the losses' lengths; the twin's gradient is of whole embeddings",
     "gradients.first_pool_gradients": "the released model and the twin take the mean",
     "gradients.last_pool_gradients": "the released model and the twin take the mean",

@@ -279,7 +279,6 @@ EQUIVALENT = {
     "backward.encode_tokens_gradients:function-replaced:0": "a list repeats kinds, and their positions",
     "backward.embed_batch_gradients:order-changed:2": "names have no order",
     "backward.embed_batch_gradients:name-replaced:2": "every text has the same parameters",
-    "backward.embed_batch_gradients:order-changed:5": "a sum has no order",
     "backward.embed_batch_gradients:keyword-dropped:0": "there are as many rows as texts, all that strict asks",
 }  # fmt: skip
 # The cases that golden/gradients lacks, and the survivors, all of them wrong, that each would kill.
@@ -304,9 +303,9 @@ MISSING = {
         "backward.attend_gradients:call-removed:4",
     ),
     "the attention pooler, whose gradient needs the states' values and which has parameters": (
-        "backward.embed_gradients:word-replaced:2",
-        "backward.embed_gradients:operand-dropped:2",
-        "backward.embed_gradients:name-replaced:1",
+        "backward.text_gradients:word-replaced:2",
+        "backward.text_gradients:operand-dropped:2",
+        "backward.text_gradients:name-replaced:1",
     ),
 }
 

@@ -28,12 +28,14 @@ from refembed.reference import (
     FULL,
     SLIDING,
     Config,
+    backward,
     embed,
     embed_batch,
     losses,
     parameter_shapes,
 )
 from refembed.reference.backward import embed_batch_gradients, embed_gradients
+from refembed.reference.gradients import embed_tokens_gradient
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -267,6 +269,20 @@ def test_a_batch_is_the_sum_of_its_texts(name: str, padded: bool) -> None:
     upstream = normal(2, len(batch), config.dimensions)
     _, expected = autograd(batch, along(upstream), parameters, config, padded)
     assert worst(embed_batch_gradients(upstream, batch, parameters, config), expected) <= ALLOWED
+
+
+def test_a_batch_makes_the_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this failed, each text would cost a whole table: 805 MB of float32 in the released model."""
+    rows: list[int] = []
+
+    def counted(upstream: Array, ids: Array, config: Config) -> Array:
+        rows.append(len(ids))
+        return embed_tokens_gradient(upstream, ids, config)
+
+    monkeypatch.setattr(backward, "embed_tokens_gradient", counted)
+    batch = [random_ids(SMALL, tokens) for tokens in (5, 2, 7)]
+    embed_batch_gradients(normal(1, 3, SMALL.dimensions), batch, random_parameters(SMALL), SMALL)
+    assert rows == [14]
 
 
 def test_a_batch_needs_an_upstream_for_each_text() -> None:
