@@ -41,7 +41,8 @@ from .matmul import BYTES, PANEL, Matrix, empty_matrix, round_up
 from .packing import by_halves, layout_of, pack, pack_levels, quantized
 from .team import Team
 
-ROWS_AT_ONCE = 128  # of the table: the system maps 64 KB around each row of 3, let go before they add up
+ROWS_AT_ONCE = 128  # of the table: the system maps 64 KB around each row of 3, and around its scales, let go before
+# they add up
 TOKENS_A_THREAD = 256  # of a pass, unless one text has more: what passes between products stays in a shared cache
 NORMS = (
     "input_layernorm",
@@ -91,11 +92,12 @@ class NumbaEncoder:
         many = len(ids) >= MANY * self.threads if by_rows is None else by_rows
         batch = make_batch([len(text) for text in texts], self.model, self.threads, many)
         x = batch.x[: ids.size * self.config.width].reshape(len(ids), self.config.width)
-        for first in range(0, len(ids), ROWS_AT_ONCE):
-            rows = slice(first, first + ROWS_AT_ONCE)
+        at_once = ROWS_AT_ONCE // len(self.table.tensor.mapped)
+        for first in range(0, len(ids), at_once):
+            rows = slice(first, first + at_once)
             x[rows] = self.table[ids[rows]] * np.float32(math.sqrt(self.config.width))
             self.rows_read += len(ids[rows])
-            if self.rows_read >= ROWS_AT_ONCE:
+            if self.rows_read >= at_once:
                 let_go(self.table.tensor)
                 self.rows_read = 0
         return batch
