@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
         check_new(out)
         batch = calibration_texts(folder, given.calibrate)
         found = calibrate(folder, given.format, batch, show_progress=True)
-        quantize_folder(folder, out, given.format, found.rounding)
+        quantize_folder(folder, out, given.format, found.rounding, found.norms)
         print(f"calibrated on {len(batch)} texts, {sum(map(len, batch))} tokens", file=sys.stderr)
     size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
     print(f"{given.out}: {given.format}, weights {size / 1e6:.1f} MB", file=sys.stderr)

@@ -4,6 +4,7 @@ The same texts go side by side through the float weights, the exact run, and thr
 one, layer after layer. A matrix is rounded for its inputs in the coarse run, towards its outputs in the exact one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,8 @@ from .folder import check
 from .gptq import gptq
 from .scales import least_error
 
-RIDGE = 0.3  # of H's mean diagonal, added to it where a correction is fitted to the texts
+MEANS = 8.0  # how much more an error counts that all tokens of a text share: the pooler takes their mean
+RIDGE = 0.01  # of H's mean diagonal, added to it where a correction is fitted to the texts
 EVEN = 0.1  # how much of the dense matrices' H counts every direction alike: there is one input a text
 UP, DOWN = (f"{where}.linear.weight" for where in DENSE)
 PARTS = (  # of a layer: its name in traces, norm before, matrices after it, what is traced, matrix of that, last norm
@@ -55,10 +57,12 @@ class Calibrated:
 
     form      one of reference.quantize.FORMS
     matrices  levels and scales by name: all but the table's
+    norms     the norm weights that changed, by name
     """
 
     form: str
     matrices: dict[str, Quantized] = field(default_factory=dict)
+    norms: dict[str, Array] = field(default_factory=dict)
 
     def rounding(self, name: str, rows: Array, grid: Grid) -> Quantized:
         """A folder's Rounding. The table has no inputs, so its scales are of least error."""
@@ -127,7 +131,7 @@ class Calibration:
         relative = self.share / np.mean(exact.states * exact.states, axis=1)  # (tokens); as will the next layer's norm
         self.settle([name(last)], wanted, given, relative / size)
         output = linear(given, coarse.parameters[name(last)])
-        coarse.states = coarse.states + self.norm(output, coarse, name(after))
+        coarse.states = coarse.states + self.settle_norm(name(after), output, relative)
 
     def settle(self, names: Sequence[str], wanted: Array, given: Array, weights: Array) -> None:
         """Quantise matrices that read the same inputs.
@@ -136,11 +140,17 @@ class Calibration:
         given     (tokens, columns)  and in the coarse one
         weights   (tokens)           how much a token's error counts
         """
-        root = np.sqrt(weights)[:, None]
-        rows = given * root
-        hessian = rows.T @ rows  # (columns, columns)
-        for name, goal in self.corrected(names, hessian, rows.T @ ((wanted - given) * root)):
+        missing, given = (self.with_means(x, weights) for x in (wanted - given, given))
+        hessian = given.T @ given  # (columns, columns)
+        for name, goal in self.corrected(names, hessian, given.T @ missing):
             self.quantize(name, goal, hessian)
+
+    def with_means(self, x: Array, weights: Array) -> Array:
+        """Rows whose squares are to be summed, (tokens + texts, columns): tokens' own, and texts' means."""
+        rows = x * np.sqrt(weights)[:, None]  # (tokens, columns)
+        starts = [text.start for text in self.texts]
+        means = np.add.reduceat(rows * np.sqrt(self.share)[:, None], starts, axis=0)  # (texts, columns)
+        return np.concatenate([rows, math.sqrt(MEANS) * means])
 
     def corrected(self, names: Sequence[str], hessian: Array, cross: Array) -> list[tuple[str, Array]]:
         """Each matrix with what best makes good for the difference of the two runs' inputs."""
@@ -156,6 +166,15 @@ class Calibration:
         except ValueError as error:
             raise RefembedError("tensor-not-finite", f"{name}, calibrated: {error}") from error
         self.coarse.parameters[name] = dequantize(self.found.matrices[name])
+
+    def settle_norm(self, name: str, output: Array, weights: Array) -> Array:
+        """Refit a norm's weight so that the coarse stream comes nearest the exact one; the update it gives."""
+        unit = rms_norm(output, np.zeros(output.shape[1], output.dtype), self.config.epsilon)  # (tokens, width)
+        missing = self.exact.states - self.coarse.states  # (tokens, width)
+        square = weights @ (unit * unit)  # (width)
+        gain = np.where(square > 0, weights @ (unit * missing) / np.where(square > 0, square, 1), 1)
+        self.found.norms[name] = self.coarse.parameters[name] = (gain - 1).astype(np.float32)
+        return self.norm(output, self.coarse, name)
 
     def settle_dense(self) -> None:
         """The two dense matrices: nothing is between them, so that the second can make good for the first's errors."""

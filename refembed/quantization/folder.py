@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def quantize_folder(
     out: Path | str,
     form: str,
     rounding: Rounding = plain,
+    norms: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
     """Write a checkpoint in a quantised form, whole or not at all.
 
@@ -36,6 +37,7 @@ def quantize_folder(
     out        a new folder
     form       one of reference.quantize.FORMS
     rounding   what makes levels and scales of a matrix's rows
+    norms      norm weights that take the place of the checkpoint's, by name
 
     In memory are the packed numbers, 330 MB of the released model in int8-block, and some rows as floats. Raises
     RefembedError where the checkpoint is no folder of floats, cannot take the form, or `out` cannot be made.
@@ -45,7 +47,10 @@ def quantize_folder(
     tensors: dict[str, NDArray[Any]] = {}
     for name, tensor in checkpoint.tensors.items():
         grid = grid_of(form, name)
-        tensors |= {name: tensor.load(np.float32)} if grid is None else packed(name, tensor, grid, rounding)
+        if grid:
+            tensors |= packed(name, tensor, grid, rounding)
+        else:
+            tensors[name] = (norms or {}).get(name, tensor.load(np.float32))
     dense = {key: where for where in DENSE for key in (f"{where}.linear.weight", f"{where}.linear.weight{SCALES}")}
     settings = json.loads((checkpoint.folder / "config.json").read_bytes())
     settings["quantization_config"] = {"quant_method": "refembed", "form": form, "version": 1}
