@@ -250,7 +250,7 @@ def float_product(builder: Any, path: Path, a: Any, a_start: Any, a_step: Any, b
 
 def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_start: Any, a_step: Any, b: Any,
                  b_start: Any, b_scales: Any, b_scales_start: Any, b_scales_step: Any, c: Any, c_start: Any,
-                 c_step: Any, blocks: Any, ahead: Any) -> None:  # fmt: skip
+                 c_step: Any, blocks: Any, ahead: Any, scales_ahead: Any) -> None:  # fmt: skip
     """float_product's twin for 8-bit rows and columns of 8 or 4 bits: 32-bit sums of what shares a scale, then float32.
 
     c[i, j] = the sum over blocks of a_scale * (b_scale * the sum of a * b), for each half of a block where halves is.
@@ -262,7 +262,7 @@ def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_st
     b_scales             float32 (blocks, path.columns) from b_scales_start, rows apart by b_scales_step, which is 0
                          where all blocks have the same; where halves is, float16 (2 * blocks, path.columns)
     c, c_start, c_step   float32
-    ahead                where in b those words are that are needed soon
+    ahead, scales_ahead  where in b and b_scales that is which is needed soon
     """
     floats, ints = (ir.VectorType(kind, path.lanes) for kind in (FLOAT, INT))
     places = [LONG(path.lanes * v) for v in range(path.columns // path.lanes)]
@@ -278,7 +278,8 @@ def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_st
         first = builder.mul(block.index, LONG(lines))
         start = builder.add(b_start, builder.mul(first, LONG(path.columns)))
         near = builder.add(ahead, builder.mul(first, LONG(LINE)))
-        scales_at = builder.add(b_scales_start, builder.mul(block.index, b_scales_step))
+        scales_on = builder.mul(block.index, b_scales_step)
+        scales_at = builder.add(b_scales_start, scales_on)
         for share in range(shares):
             for begin, row in zip(rows, sums, strict=True):
                 begin_sums(builder, a, begin, share if halves else None, zero, row)
@@ -303,6 +304,8 @@ def byte_product(builder: Any, path: Path, bits: int, halves: bool, a: Any, a_st
                     number = builder.sitofp(builder.load(sum), floats)
                     more = multiply_add(builder, number, scale, builder.load(part)) if share else None
                     builder.store(more or builder.fmul(number, scale), part)
+        for at in range(0, 0 if halves else path.columns, LINE):  # of half the size they come in time by themselves
+            fetch(builder, b_scales, builder.add(builder.add(scales_ahead, scales_on), LONG(at)))
         for begin, part_row, total_row in zip(rows, parts, totals, strict=True):
             scale = splat(builder, builder.bitcast(builder.load(builder.gep(a, [begin])), FLOAT), path.lanes)
             for part, total in zip(part_row, total_row, strict=True):
@@ -369,13 +372,13 @@ def byte_tile(path: Path, bits: int = 8, halves: bool = False) -> Any:
     @intrinsic
     def product(typing: Any, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_scales: Any,
                 b_scales_start: Any, b_scales_step: Any, c: Any, c_start: Any, c_step: Any, blocks: Any,
-                ahead: Any) -> Any:  # fmt: skip
+                ahead: Any, scales_ahead: Any) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             byte_product(builder, path, bits, halves, *addresses(context, builder, signature, given))
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, n, b, n, b_scales, n, n, c, n, n, n, n), generate
+        return types.void(a, n, n, b, n, b_scales, n, n, c, n, n, n, n, n), generate
 
     return product
 

@@ -200,7 +200,8 @@ def score_levels(words, first_row, begin, end, tokens, reach, keys, panels_start
             panel, at = panels_start + p, (row - begin) * stride + (p - first) * BYTE_PANEL
             soon = (panel + 1) * size
             bytes_tile(words, (first_row + row) * step, step, keys.levels, panel * size, keys.scales,
-                       panel * blocks * BYTE_PANEL, BYTE_PANEL, scores, at, stride, blocks, soon)  # fmt: skip
+                       panel * blocks * BYTE_PANEL, BYTE_PANEL, scores, at, stride, blocks, soon,
+                       (panel + 1) * blocks * BYTE_PANEL)  # fmt: skip
 
 
 @inner

@@ -128,7 +128,8 @@ def multiply(a, words, matrix, layer, first, last, panel_index, ahead, c, c_star
     size, blocks = depth * panel * bits // 32, depth // BLOCK
     step, start = blocks * SPAN, which * size
     scales_step = 0 if matrix.shared else panel
-    scales_start = which * panel * (1 if matrix.shared else blocks)
+    scales = panel * (1 if matrix.shared else blocks)
+    scales_start, scales_soon = which * scales, (which + ahead) * scales
     for row in range(first, last, ROWS):
         at, part = c_start + (row - first) * c_step, (row - first) // ROWS
         soon = start + (ahead * PARTS + part) * size // PARTS if part < PARTS else start
@@ -136,13 +137,13 @@ def multiply(a, words, matrix, layer, first, last, panel_index, ahead, c, c_star
             tile(a, row * depth, depth, matrix.numbers, start, panel, c, at, c_step, depth, soon)
         elif bits == 8 and matrix.halves:
             bytes_halves_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                              c, at, c_step, blocks, soon)  # fmt: skip
+                              c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
         elif bits == 8:
             bytes_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                       c, at, c_step, blocks, soon)  # fmt: skip
+                       c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
         elif matrix.halves:
             nibbles_halves_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                                c, at, c_step, blocks, soon)  # fmt: skip
+                                c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
         else:
             nibbles_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                         c, at, c_step, blocks, soon)  # fmt: skip
+                         c, at, c_step, blocks, soon, scales_soon)  # fmt: skip

@@ -97,7 +97,7 @@ def shift_tiles(words, levels, scales, layer, columns, c):
         for row in range(0, rows, ROWS):
             c_start = row * columns + (p - layer * panels) * BYTE_PANEL
             shift_tile(words, row * blocks * SPAN, blocks * SPAN, levels, start, scales, scales_start, BYTE_PANEL,
-                       c, c_start, columns, blocks, start)  # fmt: skip
+                       c, c_start, columns, blocks, start, scales_start)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- what each is given

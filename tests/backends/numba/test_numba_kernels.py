@@ -242,7 +242,7 @@ def machine_code(path: Path, kind: Kind, triple: str, cpu: str = "", features: s
     module.triple = triple
     kinds = [floats, number, number] * 3 + [number] * 2
     if path in BYTE_PATHS:
-        kinds = [words, number, number, words, number, floats, number, number, floats, *[number] * 4]
+        kinds = [words, number, number, words, number, floats, number, number, floats, *[number] * 5]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     emit(builder, path, *first, *function.args)
@@ -294,7 +294,7 @@ def test_byte_tile(path: Path, kind: str) -> None:
         packed = packed if bits == 8 else packed[::2] | packed[1::2] << 4
         found = np.full((ROWS + 1, stride), np.nan, np.float32)
         run_tile(path, (bits, halves), noted, ROWS * blocks * SPAN, blocks * SPAN, packed, 0, ones, 0, columns,
-                 found, 2, stride, blocks, 0)  # fmt: skip
+                 found, 2, stride, blocks, 0, 0)  # fmt: skip
         np.testing.assert_array_equal(found[:ROWS, 2 : 2 + columns], rows[ROWS:] @ weights.T)
         assert np.isfinite(found).sum() == ROWS * columns
 
@@ -334,7 +334,7 @@ def inner_loop(assembly: str) -> list[str]:
         ("floats", "avx", X86, "sandybridge", r"vmulps\s.*ymm", 2),
         ("floats", "neon", ARM, "cortex-a72", r"fmla\s.*4s", 2),
         ("floats", "portable", X86, "x86-64", r"mulps\s.*xmm", 2),
-        ("bytes", "avx512vnni", X86, "cascadelake", r"vpdpbusd\s.*zmm", 0),
+        ("bytes", "avx512vnni", X86, "cascadelake", r"vpdpbusd\s.*zmm", 16),  # 12 totals, once a block
         ("nibbles by halves", "avx512vnni", X86, "cascadelake", r"vpdpbusd\s.*zmm", 20),  # 12 parts, once a block
         ("bytes", "avxvnni", X86, "alderlake", r"\{vex\}\s+vpdpbusd\s.*ymm", 2),
         ("bytes", "avx2", X86, "haswell", r"vpmaddubsw\s.*ymm", 4),  # it wants 17 registers of 16
