@@ -116,6 +116,8 @@ def nearest(query: Table, table: Table, k: int, rescore: int = 4, finer: Table |
     """
     if k < 1 or rescore < 0:
         raise RefembedError("option-k", f"k is {k} and rescore {rescore}; at least 1 and 0 needed")
+    if finer is not None and len(finer) != len(table):
+        raise RefembedError("vectors-invalid", f"finer has {len(finer)} rows, {len(table)} needed: the table's own")
     if table.dtype != np.uint8:
         scores = similarity(query, table)[0]
         places = best(scores, k)

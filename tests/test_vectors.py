@@ -179,6 +179,13 @@ def test_another_form_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture
     np.testing.assert_allclose(sorted(scores), sorted(expected), atol=1e-4)
 
 
+def test_an_option_without_its_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong if somebody believes to have rescored what was not."""
+    (tmp_path / "notes.txt").write_text("red\n")
+    assert main(["search", str(tmp_path / "notes.txt"), "red", "--model", str(TWIN), "--rescore", "8"]) == 2
+    assert "--quantize binary" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("call", "id"),
     [
@@ -190,6 +197,7 @@ def test_another_form_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture
         (lambda: similarity(unit(2), np.ones((2, 64), np.uint8)), "vectors-invalid"),
         (lambda: nearest(unit(1)[0], unit(3), 0), "option-k"),
         (lambda: nearest(unit(1)[0], unit(3), 1, rescore=-1), "option-k"),
+        (lambda: nearest(unit(1)[0], binary_vectors(unit(3)), 1, finer=unit(2)), "vectors-invalid"),
         (lambda: refembed.load(TWIN).encode("red", quantize="float8"), "option-quantize"),
         (lambda: refembed.load(TWIN).encode("red", quantize="binary", dimensions=12), "option-quantize"),
     ],

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import RefembedError, printable
 from ..search import corpus_vectors
 from ..textfiles import read_texts
-from ..vectors import nearest
+from ..vectors import BINARY, nearest
 from .shared import add_dimensions, add_model_options, add_quantize, load_model, prepare_rows
 
 
@@ -27,13 +27,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--title-field", metavar="F", help="the key of a JSON object's title (titles are not used)")
     add_dimensions(command)
     add_quantize(command)
-    command.add_argument("--rescore", metavar="N", type=int, default=4, help="with binary: N times K are scored (4)")
+    command.add_argument("--rescore", metavar="N", type=int, help="with binary: N times K are scored (4)")
     add_model_options(command)
 
 
 def run(given: argparse.Namespace) -> int:
-    if given.k < 1 or given.rescore < 0:
-        raise RefembedError("option-k", f"-k is {given.k} and --rescore {given.rescore}; at least 1 and 0 needed")
+    rescore = 4 if given.rescore is None else given.rescore
+    if given.k < 1 or rescore < 0:
+        raise RefembedError("option-k", f"-k is {given.k} and --rescore {rescore}; at least 1 and 0 needed")
+    if given.rescore is not None and given.quantize != BINARY:
+        raise RefembedError("option-quantize", "--rescore goes with --quantize binary only; leave it out")
     if given.corpus == "-":
         raise RefembedError("option-input", "search keeps vectors beside the corpus, so CORPUS must be a file, not -")
     rows = read_texts(given.corpus, given.text_field, given.title_field)
@@ -44,6 +47,6 @@ def run(given: argparse.Namespace) -> int:
     vectors, not_kept = corpus_vectors(model, Path(given.corpus), ready.batch, given.dimensions, True, given.quantize)
     if not_kept:
         print(f"refembed: the vectors were not kept: {not_kept}", file=sys.stderr)
-    for place, score in zip(*nearest(query, vectors, given.k, given.rescore), strict=True):
+    for place, score in zip(*nearest(query, vectors, given.k, rescore), strict=True):
         print(f"{score:.4f}\t{printable(good[place].place)}\t{printable(good[place].text)}")
     return 1 if ready.failed else 0

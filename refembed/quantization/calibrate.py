@@ -84,7 +84,7 @@ def calibrate(folder: Path, form: str, batch: Sequence[Array], show_progress: bo
     form     one of reference.quantize.FORMS
     batch    texts arrays (tokens_i,), ids with BOS and EOS
 
-    Takes 34 KB of memory a token beside the model. Raises RefembedError as quantize_folder does.
+    Raises RefembedError as quantize_folder does.
     """
     checkpoint = open_checkpoint(folder)
     check(checkpoint, form)
