@@ -4,7 +4,7 @@ Every parameter of the twin is asked for by two numbers: its gradient's length, 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +14,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import RefembedError, printable
-from ..reference import parameter_shapes
+from ..reference import Config, parameter_shapes
 from ..reference.backward import embed_batch_gradients
+from ..reference.pooling import POOLERS
 from .port import PortError, as_numbers, take
 from .suite import Suite, check_files, golden_folder, open_suite, read_manifest
 from .verify import RIGHT, WRONG, Asking, Outcome, Report, chosen_cases
 
-BOUND = 2e-5  # of a gradient's length; the largest error of a float32 backward is 2.3e-6
+BOUND = 2e-5  # of a gradient's length; the largest error of a float32 backward is 3.8e-6
 MEMBERS = {"checkpoint": str, "number_of_cases": int, "files": dict, "cases": list}
 Array = NDArray[Any]
 
@@ -29,9 +30,21 @@ class Texts(NamedTuple):
     """What a case is about: texts of the twin, and the derivative of a loss with respect to their embeddings."""
 
     checkpoint: Checkpoint
+    config: Config  # the twin's, but for its pooler
     prompted: list[str]
     ids: list[Array]  # each (tokens_i,)
     upstream: Array  # (texts, dimensions)
+    pooling: Mapping[str, Array]  # the attention pooler's parameters, which no checkpoint has; of the others none
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters, in the order of the forward."""
+        *before, up, down = parameter_shapes(self.config)
+        return [*before, *self.pooling, up, down]
+
+    def parameters(self, number: DTypeLike) -> dict[str, Array]:
+        own = {name: values.astype(number) for name, values in self.pooling.items()}
+        return {**self.checkpoint.parameters(np.dtype(number)), **own}
 
 
 def wave(*shape: int) -> Array:
@@ -39,14 +52,15 @@ def wave(*shape: int) -> Array:
     return np.cos(np.arange(np.prod(shape))).reshape(shape)
 
 
-def texts_of(cases: Sequence[str]) -> Texts:
+def texts_of(cases: Sequence[str], pooler: str = "mean", pooling: Mapping[str, Array] | None = None) -> Texts:
     """The first text of each of these cases of golden/twin."""
     twin = open_suite(golden_folder("twin"))
     by_id = {case.id: case for case in twin.cases}
     checkpoint = open_checkpoint(twin.folder / "checkpoint")
     ids = [twin.tokens(by_id[id])[0].astype(np.int64) for id in cases]
     prompted = [by_id[id].prompted[0] for id in cases]
-    return Texts(checkpoint, prompted, ids, wave(len(ids), checkpoint.config.dimensions))
+    config = replace(checkpoint.config, pooler=pooler)
+    return Texts(checkpoint, config, prompted, ids, wave(len(ids), config.dimensions), pooling or {})
 
 
 def two_numbers(gradients: Mapping[str, Array]) -> Array:
@@ -55,10 +69,9 @@ def two_numbers(gradients: Mapping[str, Array]) -> Array:
 
 
 def reference_answer(texts: Texts, number: DTypeLike = np.float64) -> Array:
-    """(parameters, 2): the reference's hand-written backward pass, in the order of parameter_shapes."""
-    config, parameters = texts.checkpoint.config, texts.checkpoint.parameters(number)
-    found = embed_batch_gradients(texts.upstream.astype(number), texts.ids, parameters, config)
-    return two_numbers({name: found[name] for name in parameter_shapes(config)})
+    """(parameters, 2): the reference's hand-written backward pass, in the order of texts.names."""
+    found = embed_batch_gradients(texts.upstream.astype(number), texts.ids, texts.parameters(number), texts.config)
+    return two_numbers({name: found[name] for name in texts.names})
 
 
 # The golden folder ----------------------------------------------------------------------------------------------------
@@ -69,18 +82,19 @@ class GradientCase:
     """One golden case.
 
     asked    the question, as in spec/protocol.md
-    answer   parameter -> (2,), its gradient's length and product with the wave, in the order of parameter_shapes
+    answer   parameter -> (2,), its gradient's length and product with the wave, in the order of texts.names
     bound    the largest allowed error of either, of the gradient's length
     """
 
     id: str
+    texts: Texts
     asked: Mapping[str, Any]
     answer: Mapping[str, Array]
     bound: float
 
     @property
     def about(self) -> str:
-        return f"{len(self.asked['texts'])} texts, {len(self.answer)} parameters"
+        return f"{self.asked['pooler']} pooler, {len(self.asked['texts'])} texts, {len(self.answer)} parameters"
 
     @property
     def true(self) -> Array:
@@ -98,13 +112,17 @@ class GradientSuite(Suite):
     name = "gradients"
 
     def read(self, own: Mapping[str, Any]) -> GradientCase:
-        texts = texts_of(own["texts"])
+        pooling = {name: self.values[name].astype(np.float64) for name in own["parameters"]}
+        texts = texts_of(own["texts"], own["pooler"], pooling)
         if texts.checkpoint.digest != self.manifest["checkpoint"]:
             raise ValueError("it is of another checkpoint than golden/twin's")
-        asked = {"texts": texts.prompted, "ids": [ids.tolist() for ids in texts.ids]}
-        asked |= {"upstream": texts.upstream.tolist()}
-        names, numbers = parameter_shapes(texts.checkpoint.config), self.values[own["id"]].astype(np.float64)
-        return GradientCase(own["id"], asked, dict(zip(names, numbers, strict=True)), own["bound"])
+        if own["pooler"] not in POOLERS:
+            raise ValueError(f"there is no {own['pooler']} pooler")
+        asked: dict[str, Any] = {"texts": texts.prompted, "ids": [ids.tolist() for ids in texts.ids]}
+        asked |= {"upstream": texts.upstream.tolist(), "pooler": texts.config.pooler}
+        asked |= {"parameters": {name: one.tolist() for name, one in pooling.items()}}
+        answer = dict(zip(texts.names, self.values[own["id"]].astype(np.float64), strict=True))
+        return GradientCase(own["id"], texts, asked, answer, own["bound"])
 
 
 def open_gradients(folder: Path) -> tuple[GradientSuite, list[GradientCase]]:

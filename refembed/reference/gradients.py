@@ -232,6 +232,7 @@ def first_pool_gradients(upstream: Array, states: Array, parameters: Parameters)
     returns   x (tokens, width), parameters none
 
     Source: GRD-11.
+    Witness: golden/gradients first-pooler.
     """
     return Gradients(np.concatenate([upstream[None], np.zeros_like(states[1:])]), {})  # x (tokens, width)
 
@@ -244,6 +245,7 @@ def last_pool_gradients(upstream: Array, states: Array, parameters: Parameters) 
     returns   x (tokens, width), parameters none
 
     Source: GRD-11.
+    Witness: golden/gradients last-pooler.
     """
     return Gradients(np.concatenate([np.zeros_like(states[1:]), upstream[None]]), {})  # x (tokens, width)
 
@@ -256,6 +258,7 @@ def attention_pool_gradients(upstream: Array, states: Array, parameters: Paramet
     returns   x (tokens, width), parameters pooling.query, pooling.key.weight and pooling.value.weight
 
     Source: GRD-5, GRD-11.
+    Witness: golden/gradients attention-pooler.
     """
     head = states.shape[1] // POOLING_HEADS
     query = split_heads(parameters["pooling.query"], head)  # (4, 1, width/4)
