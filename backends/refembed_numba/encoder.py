@@ -37,7 +37,7 @@ from .forward import (
 )
 from .instructions import BLOCK, NOTE, ROWS, SPAN
 from .kernels import QUERIES
-from .matmul import BYTES, PANEL, Matrix, empty_matrix, round_up
+from .matmul import BYTES, FLOATS, PANEL, Matrix, empty_matrix, round_up
 from .packing import by_halves, layout_of, pack, pack_levels, quantized
 from .team import Team
 
@@ -319,7 +319,7 @@ def make_batch(lengths: list[int], model: Model, threads: int, by_rows: bool) ->
         floats(model.width), normed, floats(model.qkv.columns, PANEL), context,
         floats(model.output.columns), floats(0 if int8 else model.mlp),
         np.zeros(0 if int8 else model.key_heads * panels[-1] * model.head * panel, np.float32),
-        empty_matrix(model.key_heads, panels[-1] * panel if int8 else 0, model.head, BYTES),
+        empty_matrix(model.key_heads, panels[-1] * panel if int8 else 0, model.head, BYTES if int8 else FLOATS),
         normed_levels, context_levels,
         levels(round_up(model.head, BLOCK), room * (model.heads + model.key_heads)), levels(model.contract.depth),
         np.zeros((threads, QUERIES * stride), np.float32), np.zeros((threads, QUERIES), np.float32),

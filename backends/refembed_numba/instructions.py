@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_name
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -27,8 +28,9 @@ NOTE = 3  # words before them: the scale, and the sum of each half's levels
 SPAN = NOTE + WORDS
 NIBBLE = 8  # a level of 4 bits is stored so much above what it means
 LINE = 16  # numbers of 32 bits in a cache line
-FETCHED = 2  # cache lines asked for ahead of need with every step of a product in float32, of bytes half as many: more
-# at once hold up what is needed now
+# The next panel is fetched in PARTS, one with each of a panel's first tiles; in float32 FETCHED cache lines with every
+# step of a product, of bytes one. More at once hold up what is needed now (tests/bench/LOG.md, 2026-11-23 and -29).
+FETCHED, PARTS = (1, 4) if get_host_cpu_name() == "znver4" else (2, 3)
 BYTE, SHORT, INT, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
@@ -366,19 +368,36 @@ def float_tile(path: Path) -> Any:
     return product
 
 
-def byte_tile(path: Path, bits: int = 8, halves: bool = False) -> Any:
-    """byte_product as a Numba function."""
+def matrix_tile(floats: Path, bytes: Path) -> Any:
+    """float_product or byte_product as a Numba function, whichever the types of a Matrix say.
+
+    So a model is compiled with those tiles alone that it computes with: all of them take five seconds more.
+
+    a, words, row   the float32 rows, or what byte_product reads of them, and the tile's first row
+    depth           numbers in a row; of levels a multiple of BLOCK
+    """
 
     @intrinsic
-    def product(typing: Any, a: Any, a_start: Any, a_step: Any, b: Any, b_start: Any, b_scales: Any,
-                b_scales_start: Any, b_scales_step: Any, c: Any, c_start: Any, c_step: Any, blocks: Any,
-                ahead: Any, scales_ahead: Any) -> Any:  # fmt: skip
+    def product(typing: Any, a: Any, words: Any, row: Any, b: Any, b_start: Any, b_scales: Any, b_scales_start: Any,
+                b_scales_step: Any, c: Any, c_start: Any, c_step: Any, depth: Any, ahead: Any,
+                scales_ahead: Any) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            byte_product(builder, path, bits, halves, *addresses(context, builder, signature, given))
+            values = addresses(context, builder, signature, given)
+            a, words, row, b, b_at, scales, scales_at, scales_step, c, c_at, c_step, depth, soon, scales_soon = values
+            kind, halves = signature.args[3].dtype, signature.args[5].dtype == types.uint16
+            if kind == types.float32:
+                float_product(builder, floats, a, builder.mul(row, depth), depth, b, b_at, LONG(floats.columns),
+                              c, c_at, c_step, depth, soon)  # fmt: skip
+            else:
+                blocks = builder.sdiv(depth, LONG(BLOCK))
+                step = builder.mul(blocks, LONG(SPAN))
+                byte_product(builder, bytes, 4 if kind == types.uint32 else 8, halves, words, builder.mul(row, step),
+                             step, b, b_at, scales, scales_at, scales_step, c, c_at, c_step, blocks, soon,
+                             scales_soon)  # fmt: skip
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, n, b, n, b_scales, n, n, c, n, n, n, n, n), generate
+        return types.void(a, words, n, b, n, b_scales, n, n, c, n, n, n, n, n), generate
 
     return product
 

@@ -25,7 +25,7 @@ from .instructions import (
     sum_of_row,
     sum_of_squares,
 )
-from .matmul import BYTE_PANEL, PANEL, ZERO, bytes_tile, tile
+from .matmul import BYTE_PANEL, PANEL, ZERO, tile, tile_of_matrix
 
 f32, whole = np.float32, np.uintp
 
@@ -159,7 +159,7 @@ def store_column(words, words_start, matrix, panel, column):
         matrix.scales[whole((panel * blocks + block) * BYTE_PANEL + column)] = float_of_bits(words[whole(at)])
         to = (panel * blocks + block) * WORDS * BYTE_PANEL + column
         for word in range(WORDS):
-            matrix.levels[whole(to + word * BYTE_PANEL)] = words[whole(at + NOTE + word)] ^ RAISED
+            matrix.numbers[whole(to + word * BYTE_PANEL)] = words[whole(at + NOTE + word)] ^ RAISED
 
 
 @inner
@@ -193,15 +193,14 @@ def score_levels(words, first_row, begin, end, tokens, reach, keys, panels_start
     keys, panels_start   a Matrix, and the first panel of this text's keys, from store_column
     """
     blocks = keys.depth // BLOCK
-    step, size = blocks * SPAN, blocks * WORDS * BYTE_PANEL
+    size, scales = blocks * WORDS * BYTE_PANEL, blocks * BYTE_PANEL
     first, last_key = seen(begin, end, tokens, reach, BYTE_PANEL)
     for row in range(begin, end, ROWS):
         for p in range(first, (last_key + BYTE_PANEL - 1) // BYTE_PANEL):
             panel, at = panels_start + p, (row - begin) * stride + (p - first) * BYTE_PANEL
-            soon = (panel + 1) * size
-            bytes_tile(words, (first_row + row) * step, step, keys.levels, panel * size, keys.scales,
-                       panel * blocks * BYTE_PANEL, BYTE_PANEL, scores, at, stride, blocks, soon,
-                       (panel + 1) * blocks * BYTE_PANEL)  # fmt: skip
+            tile_of_matrix(scores, words, first_row + row, keys.numbers, panel * size, keys.scales, panel * scales,
+                           BYTE_PANEL, scores, at, stride, keys.depth, (panel + 1) * size,
+                           (panel + 1) * scales)  # fmt: skip
 
 
 @inner

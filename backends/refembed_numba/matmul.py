@@ -4,7 +4,7 @@ Every number of a product is summed in one order, whatever rows stand beside its
 batch. BLAS does not promise that: OpenBLAS changes bits with the number of rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding
@@ -12,9 +12,8 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from .compiled import inner
-from .instructions import BLOCK, BYTE_PATHS, FLOAT_PATHS, ROWS, SPAN, byte_tile, choose, float_tile
+from .instructions import BLOCK, BYTE_PATHS, FLOAT_PATHS, PARTS, ROWS, choose, float_tile, matrix_tile
 
-PARTS = 3  # the next panel is fetched while this many tiles of a panel are computed
 DOT_OF_BYTES = """
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
 define i32 @dot(<16 x i8> %a, <16 x i8> %b) {
@@ -44,9 +43,7 @@ TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what 
 FEATURES = cpu_features(TRIPLE, CPU, LISTED)
 FLOAT_PATH, BYTE_PATH = choose(FLOAT_PATHS, FEATURES), choose(BYTE_PATHS, FEATURES)
 PANEL, BYTE_PANEL, ZERO = FLOAT_PATH.columns, BYTE_PATH.columns, BYTE_PATH.zero
-tile = float_tile(FLOAT_PATH)
-bytes_tile, bytes_halves_tile = (byte_tile(BYTE_PATH, 8, halves) for halves in (False, True))
-nibbles_tile, nibbles_halves_tile = (byte_tile(BYTE_PATH, 4, halves) for halves in (False, True))
+tile, tile_of_matrix = float_tile(FLOAT_PATH), matrix_tile(FLOAT_PATH, BYTE_PATH)
 
 
 class Layout(NamedTuple):
@@ -71,20 +68,20 @@ FLOATS, BYTES = Layout(32), Layout(8)
 
 
 class Matrix(NamedTuple):
-    """Some layers' matrices of one kind, in the order a tile reads them. What another layout has is empty.
+    """Some layers' matrices of one kind, in the order a tile reads them. Its Layout shows in its types.
 
-    numbers   (layers * panels * depth * panel) float32
-    levels    (layers * panels * depth * bits/32 * panel) int32, bytes or nibbles of a column, as byte_product says
-    scales    (layers * panels * depth/BLOCK * panel) float32, or twice as many float16; shared: one a column
+    numbers   (layers * panels * depth * bits/32 * panel) float32; or of a column's levels, as byte_product says, four
+              bytes as int32, eight nibbles as uint32
+    scales    of levels (layers * panels * depth/BLOCK * panel) float32; halves: twice as many float16, whose bits are
+              uint16, since Numba has no such floats on CPUs; shared: one a column
     depth     numbers in a row of the input; of levels a multiple of BLOCK, filled up with zeros
     columns   of the output, a multiple of panel, filled up with zeros
     panel     columns that stand together: PANEL, or BYTE_PANEL
     bits, halves, shared   its Layout
     """
 
-    numbers: NDArray[np.float32]
-    levels: NDArray[np.int32]
-    scales: NDArray[np.float32]
+    numbers: NDArray[Any]
+    scales: NDArray[Any]
     depth: int
     columns: int
     panel: int
@@ -101,11 +98,11 @@ def empty_matrix(layers: int, outputs: int, inputs: int, layout: Layout, panel: 
     """Room for `layers` matrices (outputs, inputs); panel is what this CPU's tile takes, or that of another tile."""
     floats, panel = layout.bits == 32, panel or layout.panel
     depth, columns = inputs if floats else round_up(inputs, BLOCK), round_up(outputs, panel)
-    size = layers * depth * columns
+    kind = {32: np.float32, 8: np.int32, 4: np.uint32}[layout.bits]
+    scales = 0 if floats else 1 if layout.shared else depth // BLOCK * (1 + layout.halves)
     return Matrix(
-        np.empty(size if floats else 0, np.float32),
-        np.empty(0 if floats else size * layout.bits // 32, np.int32),
-        np.empty(0 if floats else layers * columns * (1 if layout.shared else depth // BLOCK), np.float32),
+        np.empty(layers * depth * columns * layout.bits // 32, kind),
+        np.empty(layers * columns * scales, np.uint16 if layout.halves else np.float32),
         depth,
         columns,
         panel,
@@ -123,27 +120,14 @@ def multiply(a, words, matrix, layer, first, last, panel_index, ahead, c, c_star
     c, c_start, c_step   float32, where the first row's first column goes, and how far it is to the next row
     first, last      multiples of ROWS
     """
-    depth, panel, bits = matrix.depth, matrix.panel, matrix.bits
+    depth, panel = matrix.depth, matrix.panel
     which = layer * (matrix.columns // panel) + panel_index
-    size, blocks = depth * panel * bits // 32, depth // BLOCK
-    step, start = blocks * SPAN, which * size
-    scales_step = 0 if matrix.shared else panel
+    size, blocks = depth * panel * matrix.bits // 32, depth // BLOCK
+    start, scales_step = which * size, 0 if matrix.shared else panel
     scales = panel * (1 if matrix.shared else blocks)
     scales_start, scales_soon = which * scales, (which + ahead) * scales
     for row in range(first, last, ROWS):
         at, part = c_start + (row - first) * c_step, (row - first) // ROWS
         soon = start + (ahead * PARTS + part) * size // PARTS if part < PARTS else start
-        if bits == 32:
-            tile(a, row * depth, depth, matrix.numbers, start, panel, c, at, c_step, depth, soon)
-        elif bits == 8 and matrix.halves:
-            bytes_halves_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                              c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
-        elif bits == 8:
-            bytes_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                       c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
-        elif matrix.halves:
-            nibbles_halves_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                                c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
-        else:
-            nibbles_tile(words, row * step, step, matrix.levels, start, matrix.scales, scales_start, scales_step,
-                         c, at, c_step, blocks, soon, scales_soon)  # fmt: skip
+        tile_of_matrix(a, words, row, matrix.numbers, start, matrix.scales, scales_start, scales_step,
+                       c, at, c_step, depth, soon, scales_soon)  # fmt: skip

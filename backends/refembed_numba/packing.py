@@ -114,7 +114,7 @@ def pack_level_panels(words, matrix, layer, counters):
                 else:
                     low, high = words[whole(row + 2 * line)] ^ ABOVE, words[whole(row + 2 * line + 1)] ^ ABOVE
                     word = (low & LOW) | (high & LOW) << np.int32(4)
-                matrix.levels[whole(start + line * panel + column)] = word
+                matrix.numbers[whole(start + line * panel + column)] = word
         add_to(counters, APART)
         task = add_to(counters, 0)
     wait(counters, APART, panels)

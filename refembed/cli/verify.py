@@ -35,6 +35,7 @@ from ..errors import RefembedError
 from ..output import check_output, open_output
 
 TIMEOUT = 120
+CONTRACTS = {"mixed-channel": "int4", "int4-block": "int4", "int8-block": "int8"}  # the widest of a checkpoint's forms
 ALONE: dict[str, Callable[..., Report]] = {"losses": verify_losses, "gradients": verify_gradients}  # levels asked alone
 BELONGS = {  # option -> the ways to reach a port that have it
     "dialect": ("url",),
@@ -62,7 +63,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--timeout", type=seconds, metavar="S", help=f"seconds to wait for an answer, or a start ({TIMEOUT})"
     )
-    command.add_argument("--precision", default="float32", metavar="P", help="whose bounds apply (float32)")
+    command.add_argument(
+        "--precision", metavar="P", help="whose bounds apply (float32; with --backend those of how it stores weights)"
+    )
     command.add_argument(
         "--levels",
         "--level",
@@ -106,16 +109,15 @@ def report_of(given: argparse.Namespace) -> Report:
     folder = Path(given.suite)
     suite = open_suite(folder if folder.is_dir() else golden_folder(given.suite))
     port = open_port(given, suite)
-    bounds = "float32" if given.precision == "float64" else given.precision
     try:
-        return verify(suite, port, bounds, words(given.levels), words(given.cases))
+        return verify(suite, port, bounds_of(given.precision, port), words(given.levels), words(given.cases))
     finally:
         port.close()
 
 
 def report_alone(given: argparse.Namespace, level: str) -> Report:
     """The same of its losses, or of its backward pass, which have golden vectors of their own."""
-    if given.precision not in ("float32", "float64"):
+    if given.precision not in (None, "float32", "float64"):
         raise RefembedError("verify-precision", f"the {level} have bounds for float32 only; leave --precision out")
     if given.call is None and given.program is None:
         raise RefembedError("verify-option", f"--level {level} goes with --call and --command only")
@@ -189,7 +191,18 @@ def called_port(given: argparse.Namespace) -> CommandPort:
     return CallPort(given.call, timeout) if given.call is not None else CommandPort(given.program, timeout)
 
 
-def own_precision(precision: str) -> str | None:
+def bounds_of(precision: str | None, port: Port) -> str:
+    """The contract a port is held to: the one asked for, or that of a checkpoint's stored weights, or float32's."""
+    if precision:
+        return "float32" if precision == "float64" else precision
+    stored = port.model.info.weights if isinstance(port, BackendPort) else ""
+    bounds = next((contract for form, contract in CONTRACTS.items() if form in stored), "float32")
+    if bounds != "float32":
+        print(f"note: weights are {stored}: {bounds}'s bounds apply, unless --precision names others", file=sys.stderr)
+    return bounds
+
+
+def own_precision(precision: str | None) -> str | None:
     """What to ask a backend for; none where the contract has a name of its own. float64 is held to float32's bounds."""
     return precision if precision in {"float64", *PRECISIONS} - {"float32-gelu16"} else None
 

@@ -12,13 +12,13 @@ import numpy as np
 from float_rungs import backend_matrix, tiles
 from numba import njit
 from numpy.typing import NDArray
-from refembed_numba.instructions import NOTE, ROWS, SPAN, WORDS, add_bytes, byte_tile
+from refembed_numba.instructions import NOTE, ROWS, SPAN, WORDS, add_bytes, matrix_tile
 from refembed_numba.kernels import RAISED
-from refembed_numba.matmul import BLOCK, BYTE_PANEL, BYTE_PATH, BYTES, round_up
+from refembed_numba.matmul import BLOCK, BYTE_PANEL, BYTE_PATH, BYTES, FLOAT_PATH, round_up
 from rung import Floats, Machine, Run, Rung, aligned, f32, i32, placed, whole
 
 SHIFTS = BYTE_PATH._replace(name="shifts", add=add_bytes, zero=128)  # the backend's tile without the CPU's instruction
-shift_tile = byte_tile(SHIFTS)
+shift_tile = matrix_tile(FLOAT_PATH, SHIFTS)
 HIGHER = np.full(4, SHIFTS.zero, np.uint8).view(np.int32)[0]  # flipped, 128's bit of each byte adds 128
 
 
@@ -96,8 +96,8 @@ def shift_tiles(words, levels, scales, layer, columns, c):
         start, scales_start = p * blocks * WORDS * BYTE_PANEL, p * blocks * BYTE_PANEL
         for row in range(0, rows, ROWS):
             c_start = row * columns + (p - layer * panels) * BYTE_PANEL
-            shift_tile(words, row * blocks * SPAN, blocks * SPAN, levels, start, scales, scales_start, BYTE_PANEL,
-                       c, c_start, columns, blocks, start, scales_start)  # fmt: skip
+            shift_tile(c, words, row, levels, start, scales, scales_start, BYTE_PANEL, c, c_start, columns,
+                       blocks * BLOCK, start, scales_start)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- what each is given
@@ -111,7 +111,7 @@ def ready_packed(a: Floats, w: Floats) -> tuple[Run, Floats]:
     matrix, rows = backend_matrix(w, BYTES), len(a)
     levels, scales = map(placed, quantise(placed(a, (round_up(rows, ROWS), a.shape[1]))))
     words, blocks = levels.view(np.int32), levels.shape[1]  # (rows, blocks, WORDS)
-    panels = placed((matrix.levels ^ RAISED).reshape(len(w), -1, blocks, WORDS, BYTE_PANEL))
+    panels = placed((matrix.numbers ^ RAISED).reshape(len(w), -1, blocks, WORDS, BYTE_PANEL))
     w_scales = matrix.scales.reshape(len(w), -1, blocks, BYTE_PANEL)
     dots, totals = aligned((ROWS, BYTE_PANEL), i32), aligned((ROWS, BYTE_PANEL), f32)
     c = aligned((len(levels), matrix.columns), f32)
@@ -133,7 +133,7 @@ def noted(a: Floats) -> NDArray[np.int32]:
 
 def ready_shifts(a: Floats, w: Floats) -> tuple[Run, Floats]:
     matrix, words = backend_matrix(w, BYTES), noted(a)
-    levels = placed(matrix.levels ^ RAISED ^ HIGHER)
+    levels = placed(matrix.numbers ^ RAISED ^ HIGHER)
     c = aligned((len(words), matrix.columns), f32)
     return lambda layer: shift_tiles(words, levels, matrix.scales, layer, matrix.columns, c), c[: len(a), : w.shape[1]]
 

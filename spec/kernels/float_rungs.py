@@ -126,8 +126,7 @@ def backend_matrix(w: Floats, layout: Layout, panel: int | None = None) -> Matri
     matrix = empty_matrix(layers, outputs, depth, layout, panel)
     for layer in range(layers):
         pack(matrix, layer, placed(w[layer], (matrix.columns, depth)), Team(1))
-    arrays = ("numbers", "levels", "scales")
-    return matrix._replace(**{name: placed(getattr(matrix, name)) for name in arrays})
+    return matrix._replace(numbers=placed(matrix.numbers), scales=placed(matrix.scales))
 
 
 def ready_packed(a: Floats, w: Floats) -> tuple[Run, Floats]:
