@@ -15,6 +15,8 @@ CASES = {
     "zeros": [0.0, -0.0, 1.984375, 0.0, -1.984375, 0.0, 0.0, 0.0],
     "nothing": [0.0] * 8,
     "two-bytes": [1, -1, 1, 1, -1, -1, 1, -1, -1, 1, -1, -1, 1, 1, -1, 1],
+    "two-other-bytes": [1, 1, 1, -1, -1, -1, 1, -1, -1, -1, -1, 1, 1, 1, 1, 1],
+    "small": [0.49609375, -0.25, 0.125, 0.0625, -0.03125, 0.4375, -0.375, 0.00390625],
     "largest-is-below-zero": [0.0, 0.25, -4.0, 1.0, 2.0, -2.0, 3.0, -3.0],
 }
 
@@ -46,8 +48,11 @@ def case(name: str, numbers: list[float]) -> dict:
 
 
 def content() -> str:
-    eights = [numbers for numbers in CASES.values() if len(numbers) == 8]
-    similarity = [[cosine(first, second) for second in eights] for first in eights]
+    similarity = {
+        size: [[cosine(first, second) for second in alike] for first in alike]
+        for size in (8, 16)
+        for alike in [[numbers for numbers in CASES.values() if len(numbers) == size]]
+    }
     cases = ",\n ".join(json.dumps(case(*one)) for one in CASES.items())
     return f'{{"cases": [\n {cases}\n],\n"binary_similarity": {json.dumps(similarity)}}}\n'
 

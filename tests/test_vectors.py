@@ -45,8 +45,9 @@ def test_golden(name: str, dtype: type) -> None:
 
 def test_golden_similarity() -> None:
     """Wrong if counting bits is not the cosine of ones and minus ones."""
-    bits = np.array([case["binary"] for case in GOLDEN["cases"] if len(case["binary"]) == 1], np.uint8)
-    assert binary_similarity(bits, bits).tolist() == GOLDEN["binary_similarity"]
+    for size, similar in GOLDEN["binary_similarity"].items():
+        bits = np.array([case["binary"] for case in GOLDEN["cases"] if len(case["signs"]) == int(size)], np.uint8)
+        assert binary_similarity(bits, bits).tolist() == similar
 
 
 def test_bits_are_sentence_transformers() -> None:

@@ -124,10 +124,10 @@ def test_weights_are_kept_as_they_are_stored(kinds: dict[str, tuple[Checkpoint, 
     checkpoint, precision = kinds[form]
     model = NumbaEncoder(checkpoint, precision, 1)
     matrices = (model.model.qkv, model.model.output, model.model.expand, model.model.contract, *model.dense)
-    assert not any(len(matrix.numbers) for matrix in matrices)
     bits = {"int8-block": [8] * 6, "int4-block": [4] * 6, "mixed-channel": [8, 8, 4, 4, 4, 4]}[form]
     for matrix, needed, layers in zip(matrices, bits, [len(BLOCKS.layer_kinds)] * 4 + [1] * 2, strict=True):
-        assert matrix.levels.nbytes == layers * matrix.depth * matrix.columns * needed // 8
+        assert matrix.numbers.dtype == (np.int32 if needed == 8 else np.uint32)
+        assert matrix.numbers.nbytes == layers * matrix.depth * matrix.columns * needed // 8
 
 
 def test_trace_is_the_references(small: Checkpoint) -> None:
