@@ -64,6 +64,11 @@ class Storage(CompileResultCacheImpl):  # type: ignore[misc]
 class Cache(FunctionCache):  # type: ignore[misc]
     _impl_class = Storage
 
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Where it cannot be kept, on a full disk say, the next process compiles it again."""
+        with suppress(OSError):
+            super().save_overload(signature, data)
+
 
 def compiled(function: Callable[..., Any]) -> Any:
     """numba.njit as this package uses it: without the interpreter's lock, without fast-math, cached where it can be.
