@@ -44,8 +44,8 @@ class NumbaBackend:
         from refembed.cache import cache_folder
 
         from .compiled import stamp, writable
-        from .instructions import BYTE_PATHS, FLOAT_PATHS
-        from .matmul import BYTE_PATH, CPU, FEATURES, FLOAT_PATH
+        from .instructions import BYTE_PATHS, CPU, FLOAT_PATHS
+        from .matmul import BYTE_PATH, FEATURES, FLOAT_PATH
 
         matter = {"fma"}.union(*(path.needs for path in FLOAT_PATHS + BYTE_PATHS))
         folder = cache_folder() / "numba"

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_name
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 ROWS = 6  # of a tile, on every CPU
@@ -30,7 +30,8 @@ NIBBLE = 8  # a level of 4 bits is stored so much above what it means
 LINE = 16  # numbers of 32 bits in a cache line
 # The next panel is fetched in PARTS, one with each of a panel's first tiles; in float32 FETCHED cache lines with every
 # step of a product, of bytes one. More at once hold up what is needed now (tests/bench/LOG.md, 2026-11-23 and -29).
-FETCHED, PARTS = (1, 4) if get_host_cpu_name() == "znver4" else (2, 3)
+TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for
+FETCHED, PARTS = (1, 4) if CPU == "znver4" else (2, 3)
 BYTE, SHORT, INT, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)

@@ -8,11 +8,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding
-from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from .compiled import inner
-from .instructions import BLOCK, BYTE_PATHS, FLOAT_PATHS, PARTS, ROWS, choose, float_tile, matrix_tile
+from .instructions import (
+    BLOCK,
+    BYTE_PATHS,
+    CPU,
+    FLOAT_PATHS,
+    LISTED,
+    PARTS,
+    ROWS,
+    TRIPLE,
+    choose,
+    float_tile,
+    matrix_tile,
+)
 
 DOT_OF_BYTES = """
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
@@ -39,7 +50,6 @@ def cpu_features(triple: str, cpu: str, listed: str) -> set[str]:
     return features
 
 
-TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for
 FEATURES = cpu_features(TRIPLE, CPU, LISTED)
 FLOAT_PATH, BYTE_PATH = choose(FLOAT_PATHS, FEATURES), choose(BYTE_PATHS, FEATURES)
 PANEL, BYTE_PANEL, ZERO = FLOAT_PATH.columns, BYTE_PATH.columns, BYTE_PATH.zero
@@ -77,7 +87,7 @@ class Matrix(NamedTuple):
     depth     numbers in a row of the input; of levels a multiple of BLOCK, filled up with zeros
     columns   of the output, a multiple of panel, filled up with zeros
     panel     columns that stand together: PANEL, or BYTE_PANEL
-    bits, halves, shared   its Layout
+    bits, shared   of its Layout, whose halves show in the type of scales
     """
 
     numbers: NDArray[Any]
@@ -86,7 +96,6 @@ class Matrix(NamedTuple):
     columns: int
     panel: int
     bits: int
-    halves: bool
     shared: bool
 
 
@@ -106,7 +115,8 @@ def empty_matrix(layers: int, outputs: int, inputs: int, layout: Layout, panel: 
         depth,
         columns,
         panel,
-        *layout,
+        layout.bits,
+        layout.shared,
     )
 
 

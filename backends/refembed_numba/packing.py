@@ -52,7 +52,7 @@ def pack_levels(matrix: Matrix, layer: int, levels: NDArray[np.int8], scales: ND
     """
     flat, counters, panels = levels.view(np.int32).ravel(), new_counters(0), matrix.columns // matrix.panel
     team.run(lambda thread: pack_level_panels(flat, matrix, layer, counters))
-    kept = matrix.scales.view(np.float16) if matrix.halves else matrix.scales
+    kept = matrix.scales if matrix.shared else matrix.scales.view(np.float16)
     place = kept.reshape(-1, panels, scales.shape[1], matrix.panel)[layer]
     place[...] = scales.reshape(panels, matrix.panel, -1).swapaxes(1, 2)
 

@@ -291,7 +291,7 @@ def tokenize(points, merges, spelled, tokens, characters, bytes, symbols, heap, 
     before, after  room for 4 n + 1 int32
     returns        how many ids there are
     """
-    count = start = at = 0
+    count = start = at = np.int64(0)  # a plain 0 is a type of its own, for which all that is called is compiled too
     while at < len(points):
         token, end = spelled_here(points, at, spelled, tokens)
         if token == EMPTY:

@@ -38,7 +38,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--scales",
         choices=SCALES,
         default="least-error",
-        help="of plain rounding: with the least squared error, or of the largest magnitude (least-error)",
+        help="of plain rounding: with the least squared error, or of the largest magnitude, which suits a model trained "
+        "with its rounding (least-error)",
     )
     how.add_argument(
         "--calibrate", metavar="FILE", help="round for these texts: .txt (a line a text), .jsonl (key text), either .gz"
