@@ -25,6 +25,7 @@ RIGHT = {
     "llamacpp-f32": "float32-gelu16",
     "llamacpp-f32-fa-off": "float32-gelu16",
     "llamacpp-q8_0": "int8",
+    "refembed-q8_0": "int8",
 }
 WRONG = {"transformers-4.55": "causal", "gguf-without-dense": "dense-missing", "mean-pooled": "dense-missing"}
 HALF = 50  # per cent of the allowed error, of which ports at the reference's own precision leave as much
