@@ -50,6 +50,11 @@ class StoredTensor:
         return self.stored.shape
 
     @property
+    def kind(self) -> str:
+        """What a number is stored in: float32, bfloat16 or float16."""
+        return "bfloat16" if self.stored.dtype == np.uint16 else self.stored.dtype.name
+
+    @property
     def mapped(self) -> tuple[NDArray[Any], ...]:
         """Its parts of the file."""
         return (self.stored,)
@@ -87,6 +92,10 @@ class QuantizedTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape[0], self.stored.shape[1] * 8 // self.grid.bits
+
+    @property
+    def kind(self) -> str:
+        return f"int{self.grid.bits}-block"
 
     @property
     def mapped(self) -> tuple[NDArray[Any], ...]:

@@ -75,6 +75,16 @@ def test_every_backend_reads_it(made: tuple[str, Path], backend: str) -> None:
     assert np.abs(found - needed).max() < 1e-5
 
 
+def test_held_to_its_own_contract(made: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong if `refembed verify` judges 8 or 4 bits by other bounds than theirs (spec/protocol.md)."""
+    form, out = made
+    options = ["--backend", "numpy", "--cases", "text-empty", "--json", str(tmp_path / "report.json")]
+    assert main(["verify", "--checkpoint", str(out), *options]) == 1  # it is not the twin
+    bounds = {"int8-block": "int8", "int4-block": "int4", "mixed-channel": "int4"}[form]
+    assert json.loads((tmp_path / "report.json").read_bytes())["precision"] == bounds
+    assert f"weights are {form}: {bounds}'s bounds apply" in capsys.readouterr().err
+
+
 def test_other_files_are_those_of_the_float_folder(made: tuple[str, Path], folder: Path) -> None:
     """Wrong if prompts, pooling or tokenizer get lost on the way, or config.json says more than the form."""
     form, out = made

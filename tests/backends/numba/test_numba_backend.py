@@ -327,7 +327,7 @@ def test_a_quantised_folder_runs_as_it_is_stored(tmp_path: Path) -> None:
         ("int8", "int4-block"),
         ("float32", "int4-block"),
     ]
-    assert refembed.load(folder, backend="numba").info.weights == "floats"
+    assert refembed.load(folder, backend="numba").info.weights == "float32"
     assert pickle.loads(pickle.dumps(floats)).info.precision == "float32"
 
 
