@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import DENSE, FILES, WEIGHTS, Checkpoint, open_checkpoint
+from ..checkpoint import DENSE, FILES, GGUF, PICKLES, WEIGHTS, Checkpoint, open_checkpoint
 from ..errors import RefembedError
 from ..layout import TOKENIZER_FILES, whole_folder, write_tensors
 from ..reference.quantize import Grid, Quantized, grid_of, pack_int4, quantize
 from ..stored import SCALES, Tensor
 
+WEIGHT_ENDINGS = tuple(pattern.removeprefix("*") for pattern in PICKLES)
+WEIGHT_ENDINGS += (".safetensors", ".index.json", GGUF, ".onnx", ".onnx_data", ".h5", ".msgpack")
 ROWS_AT_ONCE = 8192  # of a matrix, as floats in memory
 Rounding = Callable[[str, NDArray[np.float32], Grid], Quantized]  # of a matrix's name, some of its rows, and a grid
 
@@ -33,7 +35,7 @@ def quantize_folder(
 ) -> None:
     """Write a checkpoint in a quantised form, whole or not at all.
 
-    folder     a checkpoint of floats; all its other files are copied
+    folder     a checkpoint of floats; what lies beside its weights, terms of use among it, is copied
     out        a new folder
     form       one of reference.quantize.FORMS
     rounding   what makes levels and scales of a matrix's rows
@@ -55,9 +57,7 @@ def quantize_folder(
     settings = json.loads((checkpoint.folder / "config.json").read_bytes())
     settings["quantization_config"] = {"quant_method": "refembed", "form": form, "version": 1}
     with whole_folder(Path(out)) as place:
-        for name in dict.fromkeys((*FILES, *TOKENIZER_FILES)):
-            if name.endswith(WEIGHTS) or not (checkpoint.folder / name).exists():
-                continue
+        for name in other_files(checkpoint.folder):
             (place / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint.folder / name, place / name)
         (place / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -66,6 +66,26 @@ def quantize_folder(
             (place / where).mkdir(exist_ok=True)
             mine = {name.removeprefix(f"{where}."): tensors[name] for name in dense if dense[name] == where}
             write_tensors(place / where / WEIGHTS, mine)
+
+
+def other_files(folder: Path) -> list[str]:
+    """What lies beside the weights, by name, in the folder and in its modules': nothing hidden, no link that leads out.
+
+    The hub client's cache is made of links to its own blobs, which are followed, as is any to a file that is needed.
+    """
+    needed = [name for name in (*FILES, *TOKENIZER_FILES) if not name.endswith(WEIGHTS) and (folder / name).exists()]
+    whole = folder.resolve()
+    inside = [whole, whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    places = {(folder / name).parent for name in FILES}
+    found = (file for place in places if place.is_dir() for file in place.iterdir() if file.is_file())
+    more = [
+        file.relative_to(folder).as_posix()
+        for file in found
+        if not file.name.startswith(".")
+        and not file.name.lower().endswith(WEIGHT_ENDINGS)
+        and any(file.resolve().is_relative_to(root) for root in inside)
+    ]
+    return sorted({*needed, *more})
 
 
 def check(checkpoint: Checkpoint, form: str) -> None:

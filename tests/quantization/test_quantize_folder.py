@@ -1,6 +1,7 @@
 """refembed quantize: what is written is the reference's form, is read back by every backend, and keeps the model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from support import write_checkpoint
 import refembed
 from refembed.checkpoint import open_checkpoint
 from refembed.cli import main
+from refembed.quantization.folder import quantize_folder
 from refembed.reference import Config
 from refembed.reference.quantize import FORMS, dequantize, grid_of, largest_level, quantize
 
@@ -23,7 +25,10 @@ TEXTS = ["a the", "of", "the a of the a"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("wide"), WIDE)
+    folder = write_checkpoint(tmp_path_factory.mktemp("wide"), WIDE)
+    for name in ("LICENSE", "README.md", "generation_config.json", "2_Dense/NOTICE"):
+        (folder / name).write_text(f"what {name} says")
+    return folder
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -86,7 +91,7 @@ def test_held_to_its_own_contract(made: tuple[str, Path], tmp_path: Path, capsys
 
 
 def test_other_files_are_those_of_the_float_folder(made: tuple[str, Path], folder: Path) -> None:
-    """Wrong if prompts, pooling or tokenizer get lost on the way, or config.json says more than the form."""
+    """Wrong if prompts, tokenizer or the terms of use get lost on the way, or config.json says more than the form."""
     form, out = made
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == names
@@ -97,6 +102,41 @@ def test_other_files_are_those_of_the_float_folder(made: tuple[str, Path], folde
             assert settings == json.loads((folder / name).read_text())
         elif not name.endswith(".safetensors"):
             assert (out / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_nothing_hidden_or_from_outside_is_copied(folder: Path, tmp_path: Path) -> None:
+    """Wrong if a secret beside the model travels with it, or weights in floats, or another checkpoint within it."""
+    source, outside = tmp_path / "in", tmp_path / "outside.txt"
+    shutil.copytree(folder, source)
+    outside.write_text("of somebody else")
+    (source / ".env").write_text("a token")
+    (source / ".git").mkdir()
+    (source / ".git" / "config").write_text("a token")
+    (source / "int8").mkdir()
+    (source / "int8" / "config.json").write_text("{}")
+    for name in ("model.onnx", "model.onnx_data", "pytorch_model.bin", "model.F32.GGUF", "consolidated.safetensors"):
+        (source / name).write_bytes(bytes(8))
+    (source / "TERMS").symlink_to("LICENSE")
+    (source / "out.txt").symlink_to(outside)
+    (source / "nowhere.txt").symlink_to("absent")
+    quantize_folder(source, tmp_path / "out", "int8-block")
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    found = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert found == {*names, "TERMS"}
+    assert not (tmp_path / "out" / "TERMS").is_symlink()
+
+
+def test_the_hubs_own_links_are_followed(folder: Path, tmp_path: Path) -> None:
+    """Wrong if of a model in the hub client's cache, where every file is a link, no terms are copied."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    shutil.copytree(folder, snapshot)
+    blobs.mkdir()
+    for number, file in enumerate([file for file in snapshot.rglob("*") if file.is_file()]):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    quantize_folder(snapshot, tmp_path / "out", "int8-block")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "what LICENSE says"
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 def test_digests_differ(made: tuple[str, Path], folder: Path) -> None:
