@@ -105,8 +105,14 @@ class QuantizedTensor:
         """Levels (rows, columns) int8 and scales of some rows; raises where one is none of this form."""
         levels: NDArray[Any] = self.stored[rows] if self.grid.bits == 8 else unpack_int4(self.stored[rows])
         scales = self.scales[rows]
-        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+        if not np.isfinite(scales).all():
             raise not_finite(f"{self.name}{SCALES}", self.file)
+        if (scales < 0).any():
+            raise RefembedError(
+                "tensor-scale",
+                f"{self.file}: {self.name}{SCALES} holds {float(scales.min()):.3g}, at least 0 needed; the file is "
+                f"damaged, fetch or make it again",
+            )
         if levels.size and int(levels.min()) < -largest_level(self.grid.bits):
             raise RefembedError(
                 "tensor-level",

@@ -535,7 +535,7 @@ FOLDERS = [
            quantised, tensors(WEIGHTS, cast(f"{LAYER}.scales", np.float32))),
     folder("quantised-scale-nan", "tensor-not-finite", f"{LAYER}.scales",
            quantised, tensors(WEIGHTS, put(f"{LAYER}.scales", (3, 0), float("nan")))),
-    folder("quantised-scale-below-zero", "tensor-not-finite", f"{LAYER}.scales",
+    folder("quantised-scale-below-zero", "tensor-scale", (f"{LAYER}.scales", "at least 0 needed"),
            quantised, tensors(WEIGHTS, put(f"{LAYER}.scales", (3, 0), -0.5))),
     folder("quantised-level-beyond", "tensor-level", (LAYER, "-8", "-7"),
            quantised, tensors(WEIGHTS, put(LAYER, (3, 0), 0x18))),

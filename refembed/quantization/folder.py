@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..checkpoint import DENSE, FILES, GGUF, PICKLES, WEIGHTS, Checkpoint, open_checkpoint
 from ..errors import RefembedError
 from ..layout import TOKENIZER_FILES, whole_folder, write_tensors
-from ..reference.quantize import Grid, Quantized, grid_of, pack_int4, quantize
+from ..reference.quantize import Grid, Quantized, grid_of, largest_level, pack_int4, quantize
 from ..stored import SCALES, Tensor
 
 WEIGHT_ENDINGS = tuple(pattern.removeprefix("*") for pattern in PICKLES)
@@ -105,6 +105,16 @@ def check(checkpoint: Checkpoint, form: str) -> None:
             )
 
 
+def check_size(name: str, weight: NDArray[np.float32], grid: Grid, file: Path) -> None:
+    """Raise RefembedError for a number beyond the last level of the largest scale (QNT-2)."""
+    largest, limit, scale = np.max(np.abs(weight), initial=0), largest_level(grid.bits), float(np.finfo(np.float16).max)
+    if largest / limit > scale:
+        raise RefembedError(
+            "tensor-too-large",
+            f"{file}: {name} holds {largest:.3g}, which {grid.bits} bits cannot store: {limit} * {scale:g} at most",
+        )
+
+
 def packed(name: str, tensor: Tensor, grid: Grid, rounding: Rounding) -> dict[str, NDArray[Any]]:
     """A matrix's levels and scales as they are stored."""
     rows, columns = tensor.shape
@@ -112,10 +122,9 @@ def packed(name: str, tensor: Tensor, grid: Grid, rounding: Rounding) -> dict[st
     scales = np.empty((rows, columns // (grid.block or columns)), np.float16)
     for start in range(0, rows, ROWS_AT_ONCE):
         part = np.arange(start, min(start + ROWS_AT_ONCE, rows))
-        try:
-            found = rounding(name, tensor.rows(part, np.float32), grid)
-        except ValueError as error:
-            raise RefembedError("tensor-not-finite", f"{tensor.file}: {name}: {error}") from error
+        weight = tensor.rows(part, np.float32)
+        check_size(name, weight, grid, tensor.file)
+        found = rounding(name, weight, grid)
         levels[part] = found.levels if grid.bits == 8 else pack_int4(found.levels)
         scales[part] = found.scales
     return {name: levels, f"{name}{SCALES}": scales}
