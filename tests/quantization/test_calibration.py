@@ -16,9 +16,11 @@ from test_quantize_folder import WIDE
 
 import refembed
 from refembed.cli import main
+from refembed.cli import quantize as quantize_command
 from refembed.quantization.calibrate import Calibration
 from refembed.quantization.gptq import gptq, loss, refit, round_again
 from refembed.quantization.scales import least_error_scales
+from refembed.quantization.texts import MOST_TOKENS, calibration_texts
 from refembed.reference import encode_tokens
 from refembed.reference.operations import rms_norm
 from refembed.reference.quantize import FORMS, Grid, dequantize, fake_quantize, largest_level, quantize
@@ -212,6 +214,15 @@ def test_a_number_too_large_for_a_scale(
     assert f"model.safetensors: {name} holds 1e+30" in said
     assert said.endswith("[tensor-too-large]")
     assert not out.exists()
+
+
+def test_as_many_tokens_as_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Wrong if who gives what the help asks for is told afterwards that less, or more, was used."""
+    assert f"{MOST_TOKENS:,} tokens" in str(quantize_command.__doc__)
+    file = tmp_path / "many.txt"
+    file.write_text("a the of in\n" * 4000)
+    batch = calibration_texts(folder, str(file))
+    assert 0 <= sum(map(len, batch)) - MOST_TOKENS < len(batch[-1])
 
 
 @pytest.mark.parametrize(
