@@ -93,6 +93,7 @@ ERRORS = {
     "line-field": "a line has no text in the named field",
     # golden vectors
     "golden-missing": "the golden folder or its manifest is not there",
+    "golden-data": "the golden folder is none that a port can be asked by",
     "golden-too-large": "a manifest is larger than any real one",
     "golden-json": "the manifest is not JSON",
     "golden-format": "the manifest is of no known format",
