@@ -15,8 +15,9 @@ from ..layout import TOKENIZER_FILES, whole_folder, write_tensors
 from ..reference.quantize import Grid, Quantized, grid_of, largest_level, pack_int4, quantize
 from ..stored import SCALES, Tensor
 
-WEIGHT_ENDINGS = tuple(pattern.removeprefix("*") for pattern in PICKLES)
-WEIGHT_ENDINGS += (".safetensors", ".index.json", GGUF, ".onnx", ".onnx_data", ".h5", ".msgpack")
+# weights, in whatever form, and what could run
+NOT_COPIED = (".safetensors", ".index.json", GGUF, ".onnx", ".onnx_data", ".h5", ".msgpack", ".py")
+NOT_COPIED += tuple(pattern.removeprefix("*") for pattern in PICKLES)
 ROWS_AT_ONCE = 8192  # of a matrix, as floats in memory
 Rounding = Callable[[str, NDArray[np.float32], Grid], Quantized]  # of a matrix's name, some of its rows, and a grid
 
@@ -82,7 +83,7 @@ def other_files(folder: Path) -> list[str]:
         file.relative_to(folder).as_posix()
         for file in found
         if not file.name.startswith(".")
-        and not file.name.lower().endswith(WEIGHT_ENDINGS)
+        and not file.name.lower().endswith(NOT_COPIED)
         and any(file.resolve().is_relative_to(root) for root in inside)
     ]
     return sorted({*needed, *more})

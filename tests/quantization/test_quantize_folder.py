@@ -105,7 +105,7 @@ def test_other_files_are_those_of_the_float_folder(made: tuple[str, Path], folde
 
 
 def test_nothing_hidden_or_from_outside_is_copied(folder: Path, tmp_path: Path) -> None:
-    """Wrong if a secret beside the model travels with it, or weights in floats, or another checkpoint within it."""
+    """Wrong if a secret beside the model travels with it, or float weights, code, or another checkpoint within it."""
     source, outside = tmp_path / "in", tmp_path / "outside.txt"
     shutil.copytree(folder, source)
     outside.write_text("of somebody else")
@@ -114,7 +114,14 @@ def test_nothing_hidden_or_from_outside_is_copied(folder: Path, tmp_path: Path) 
     (source / ".git" / "config").write_text("a token")
     (source / "int8").mkdir()
     (source / "int8" / "config.json").write_text("{}")
-    for name in ("model.onnx", "model.onnx_data", "pytorch_model.bin", "model.F32.GGUF", "consolidated.safetensors"):
+    for name in (
+        "model.onnx",
+        "model.onnx_data",
+        "pytorch_model.bin",
+        "model.F32.GGUF",
+        "consolidated.safetensors",
+        "modeling_x.py",
+    ):
         (source / name).write_bytes(bytes(8))
     (source / "TERMS").symlink_to("LICENSE")
     (source / "out.txt").symlink_to(outside)
