@@ -68,13 +68,10 @@ class Checkpoint:
 
     @property
     def weights(self) -> str:
-        """How its matrices are stored: a form, floats, or, in a .gguf file, the names of several."""
-        if self.form:
-            return self.form
-        found = {
-            isinstance(one, QuantizedTensor) and one.grid.bits for one in self.tensors.values() if len(one.shape) > 1
-        }
-        return " and ".join(f"int{bits}-block" if bits else "floats" for bits in sorted(found))
+        """How its matrices are stored: a form, or a float type; the names of several where they differ."""
+        return self.form or " and ".join(
+            sorted({tensor.kind for tensor in self.tensors.values() if len(tensor.shape) > 1})
+        )
 
     @property
     def quantized(self) -> bool:

@@ -36,7 +36,7 @@ class Info:
 
     model        the folder or hub id it was loaded by
     digest       SHA-256 that names the weights, config and tokenizer
-    weights      how its matrices are stored: "floats", "int4-block", ... (QNT-1)
+    weights      how its matrices are stored: "float32", "bfloat16", "int4-block", ... (QNT-1)
     backend      its name; why: why this one; precision and threads: what it computes in and with
     dimensions   numbers in an embedding; context: most tokens in a text
     """

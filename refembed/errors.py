@@ -34,8 +34,10 @@ ERRORS = {
     "tensor-unexpected": "the file has a tensor the model does not use",
     "tensor-shape": "a parameter has another shape than the config says",
     "tensor-dtype": "a parameter is stored in a type that is not read",
-    "tensor-not-finite": "a parameter or a scale holds NaN or infinity, or a scale is below zero",
+    "tensor-not-finite": "a parameter or a scale holds NaN or infinity",
     "tensor-level": "a quantised parameter holds a level that its form does not have",
+    "tensor-scale": "a quantised parameter holds a scale below zero",
+    "tensor-too-large": "a parameter holds a number that no scale of the form can reach",
     # GGUF files
     "gguf-invalid": "not a GGUF file",
     "gguf-version": "a GGUF file of a version or byte order that is not read",
@@ -91,6 +93,7 @@ ERRORS = {
     "line-field": "a line has no text in the named field",
     # golden vectors
     "golden-missing": "the golden folder or its manifest is not there",
+    "golden-data": "the golden folder is none that a port can be asked by",
     "golden-too-large": "a manifest is larger than any real one",
     "golden-json": "the manifest is not JSON",
     "golden-format": "the manifest is of no known format",

@@ -50,6 +50,11 @@ class StoredTensor:
         return self.stored.shape
 
     @property
+    def kind(self) -> str:
+        """What a number is stored in: float32, bfloat16 or float16."""
+        return "bfloat16" if self.stored.dtype == np.uint16 else self.stored.dtype.name
+
+    @property
     def mapped(self) -> tuple[NDArray[Any], ...]:
         """Its parts of the file."""
         return (self.stored,)
@@ -89,6 +94,10 @@ class QuantizedTensor:
         return self.stored.shape[0], self.stored.shape[1] * 8 // self.grid.bits
 
     @property
+    def kind(self) -> str:
+        return f"int{self.grid.bits}-block"
+
+    @property
     def mapped(self) -> tuple[NDArray[Any], ...]:
         return self.stored, self.scales
 
@@ -96,8 +105,14 @@ class QuantizedTensor:
         """Levels (rows, columns) int8 and scales of some rows; raises where one is none of this form."""
         levels: NDArray[Any] = self.stored[rows] if self.grid.bits == 8 else unpack_int4(self.stored[rows])
         scales = self.scales[rows]
-        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+        if not np.isfinite(scales).all():
             raise not_finite(f"{self.name}{SCALES}", self.file)
+        if (scales < 0).any():
+            raise RefembedError(
+                "tensor-scale",
+                f"{self.file}: {self.name}{SCALES} holds {float(scales.min()):.3g}, at least 0 needed; the file is "
+                f"damaged, fetch or make it again",
+            )
         if levels.size and int(levels.min()) < -largest_level(self.grid.bits):
             raise RefembedError(
                 "tensor-level",

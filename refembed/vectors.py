@@ -73,10 +73,7 @@ def similarity(first: Any, second: Any) -> NDArray[np.float32]:
     Each table may be floats, int8 or binary (uint8, an eighth as wide); of two binary ones, bits are counted.
     Raises RefembedError where a table is none of these, or they are not of the same dimensions.
     """
-    try:
-        tables = [np.atleast_2d(np.asarray(table)) for table in (first, second)]
-    except ValueError as error:
-        raise RefembedError("vectors-invalid", f"similarity needs two tables of vectors: {error}") from error
+    tables = [as_table(table) for table in (first, second)]
     known = all(table.ndim == 2 and (table.dtype.kind == "f" or table.dtype in (np.int8, np.uint8)) for table in tables)
     if not known or width(tables[0]) != width(tables[1]):
         shapes = " and ".join(f"{table.shape} {table.dtype}" for table in tables)
@@ -97,12 +94,20 @@ def similarity(first: Any, second: Any) -> NDArray[np.float32]:
     return scores
 
 
+def as_table(vectors: Any) -> Table:
+    """An array of rows of whatever can be one; a single vector is a row."""
+    try:
+        return np.atleast_2d(np.asarray(vectors))
+    except ValueError as error:
+        raise RefembedError("vectors-invalid", f"a table of vectors is needed: {error}") from error
+
+
 def width(table: Table) -> int:
     """Dimensions of the embeddings in a table."""
     return int(table.shape[1]) * (8 if table.dtype == np.uint8 else 1)
 
 
-def nearest(query: Table, table: Table, k: int, rescore: int = 4, finer: Table | None = None) -> tuple[Table, Table]:
+def nearest(query: Any, table: Any, k: int, rescore: int = 4, finer: Any = None) -> tuple[Table, Table]:
     """The k rows of a table nearest to a query: their places, and their scores, highest first, earlier among equals.
 
     query     (d,) floats
@@ -110,32 +115,40 @@ def nearest(query: Table, table: Table, k: int, rescore: int = 4, finer: Table |
               that differ from the query's own, and scored by the query's floats
     rescore   how many times k; 0: bits are counted and nothing more
     finer     (n, d) the same embeddings as floats or int8, to score those found with; the bits where not given
-    returns   (k,) int64 and (k,) float32, fewer where the table has fewer
+    returns   (k,) int64 and (k,) float32, fewer where the table has fewer; a row of NaN, which stands for a text that
+              has no embedding, is never found
 
     Source: MAT-9. Raises RefembedError as similarity() does, and for k below 1 or rescore below 0.
     """
     if k < 1 or rescore < 0:
         raise RefembedError("option-k", f"k is {k} and rescore {rescore}; at least 1 and 0 needed")
-    if finer is not None and len(finer) != len(table):
+    query, table, finer = (as_table(one) for one in (query, table, table if finer is None else finer))
+    if len(finer) != len(table):
         raise RefembedError("vectors-invalid", f"finer has {len(finer)} rows, {len(table)} needed: the table's own")
+    if query.dtype.kind == "f" and not np.isfinite(query).all():
+        raise RefembedError("vectors-invalid", "the query holds NaN or infinity, so that nothing is near it")
     if table.dtype != np.uint8:
         scores = similarity(query, table)[0]
         places = best(scores, k)
         return places, scores[places]
-    coarse = similarity(quantize_vectors(np.asarray(query), BINARY), table)[0]
+    coarse = similarity(quantize_vectors(query, BINARY), table)[0]
     places = best(coarse, k * max(rescore, 1))
     if not rescore:
         return places, coarse[places]
-    scores = similarity(query, (table if finer is None else finer)[places])[0]
+    scores = similarity(query, finer[places])[0]
+    if np.isnan(scores).any():  # bits cannot say that a row has no numbers: those rows took others' places
+        coarse[~np.isfinite(finer).all(axis=1)] = np.nan
+        places = best(coarse, k * rescore)
+        scores = similarity(query, finer[places])[0]
     order = best(scores, k)
     return places[order], scores[order]
 
 
 def best(scores: Table, k: int) -> Table:
-    """The places of the k highest scores, highest first, earlier ones first among equals."""
-    if k < len(scores):
+    """The places of the k highest scores, highest first, earlier ones first among equals; NaN is none of them."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    places = np.flatnonzero(scores > -np.inf)
+    if k < len(places):
         bar = np.partition(scores, -k)[-k]
-        candidates = np.flatnonzero(scores >= bar)
-    else:
-        candidates = np.arange(len(scores))
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+        places = np.flatnonzero(scores >= bar)
+    return places[np.argsort(-scores[places], kind="stable")][:k]

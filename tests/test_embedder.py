@@ -169,7 +169,7 @@ def test_info(model, small_folder) -> None:
     assert info.pop("threads") >= 1
     assert info == {
         "model": str(small_folder),
-        "weights": "floats",
+        "weights": "float32",
         "backend": "numpy",
         "why": "it was named",
         "precision": "float32",

@@ -116,6 +116,46 @@ def test_rescoring_looks_at_few() -> None:
     np.testing.assert_array_equal(scores, similarity(binary_vectors(query), bits)[0][plain])
 
 
+@given(some.sets(some.integers(0, 29)), some.integers(1, 30), some.sampled_from([np.nan, np.inf]))
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_rows_without_a_number_take_no_place(bad: set[int], k: int, number: float) -> None:
+    """Wrong if a row that `refembed embed` left without an embedding is found, or found in another's stead."""
+    table, query = unit(30), unit(1, seed=9)[0]
+    scores = similarity(query, table)[0]
+    needed = [place for place in np.argsort(-scores, kind="stable").tolist() if place not in bad][:k]
+    bits = binary_vectors(table)
+    table[sorted(bad), 3] = number
+    places, found = nearest(query, table, k)
+    assert places.tolist() == needed
+    np.testing.assert_array_equal(found, scores[places])
+    places, _ = nearest(query, bits, k, rescore=30, finer=table)
+    assert places.tolist() == needed
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_bits_of_rows_without_a_number_take_no_place() -> None:
+    """Wrong if bits made of NaN win the first step, and the rows they kept out are lost in the second."""
+    table, query = unit(40), unit(1, seed=9)[0]
+    table[:20] = query
+    bits = binary_vectors(table)
+    table[:20, 0] = np.nan
+    places, _ = nearest(query, bits, 4, rescore=2, finer=table)
+    rest, _ = nearest(query, bits[20:], 4, rescore=2, finer=table[20:])
+    assert places.tolist() == (rest + 20).tolist()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "binary"])
+def test_lists_are_tables(quantize: str | None) -> None:
+    """Wrong if vectors read from JSON end in an AttributeError."""
+    table, query = unit(9), unit(1, seed=9)[0]
+    kept = quantize_vectors(table, quantize)
+    given = kept.tolist() if quantize is None else kept
+    places, scores = nearest(query.tolist(), given, 3, finer=table.tolist() if quantize == "binary" else None)
+    needed, expected = nearest(query, kept, 3, finer=table if quantize == "binary" else None)
+    assert places.tolist() == needed.tolist()
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("quantize", ["int8", "binary"])
 def test_encode(quantize: str) -> None:
     """Wrong if encode keeps something else of a vector than quantising it afterwards."""
@@ -199,6 +239,10 @@ def test_an_option_without_its_use_is_refused(tmp_path: Path, capsys: pytest.Cap
         (lambda: nearest(unit(1)[0], unit(3), 0), "option-k"),
         (lambda: nearest(unit(1)[0], unit(3), 1, rescore=-1), "option-k"),
         (lambda: nearest(unit(1)[0], binary_vectors(unit(3)), 1, finer=unit(2)), "vectors-invalid"),
+        (lambda: nearest(unit(1)[0], [[1.0], [1.0, 2.0]], 1), "vectors-invalid"),
+        (lambda: nearest(unit(1)[0], [[1] * 64], 1), "vectors-invalid"),  # whole numbers: a form that nothing says
+        (lambda: nearest(unit(1)[0] * np.nan, unit(3), 1), "vectors-invalid"),
+        (lambda: nearest(None, unit(3), 1), "vectors-invalid"),
         (lambda: refembed.load(TWIN).encode("red", quantize="float8"), "option-quantize"),
         (lambda: refembed.load(TWIN).encode("red", quantize="binary", dimensions=12), "option-quantize"),
     ],

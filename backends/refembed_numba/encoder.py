@@ -67,7 +67,7 @@ class NumbaEncoder:
         self.table = StoredRows(checkpoint.tensors[TABLE], np.float32)
         self.rows_read = 0
         self.model = pack_model(checkpoint, precision == "int8", self.team)
-        quantised = precision == "int8" and checkpoint.quantized  # floats stay
+        quantised = precision == "int8" and checkpoint.quantized  # of a checkpoint of floats alone these stay floats
         self.dense = [pack_kind(checkpoint, 1, [name], quantised, self.team) for name in DENSE_MATRICES]
         for tensor in checkpoint.tensors.values():  # around what was read the system mapped more
             let_go(tensor)

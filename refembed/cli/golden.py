@@ -6,7 +6,8 @@
   refembed golden path twin
 
 list: each case, its length and what it shows. show: its ids and vectors. inputs: what a port is given, a line a case.
-path: the folder. Of losses and gradients, show has the question and its right answer.
+path: the folder. Of losses and gradients, show has the question and its right answer. quantised, vectors and ul2 are
+files of data, to be read as the specification's chapters say: of these there is the path alone.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..conformance.gradients import open_gradients
 from ..conformance.losses import open_losses
-from ..conformance.suite import golden_folder, open_suite
+from ..conformance.suite import DATA, golden_folder, open_suite
 from ..errors import RefembedError
 
 QUESTIONS: dict[str, Callable[[Path], Any]] = {"losses": open_losses, "gradients": open_gradients}
@@ -28,7 +29,10 @@ QUESTIONS: dict[str, Callable[[Path], Any]] = {"losses": open_losses, "gradients
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("what", choices=("list", "show", "inputs", "path"))
     command.add_argument(
-        "suite", nargs="?", default="twin", help="twin (default), embeddinggemma-300m, losses, gradients"
+        "suite",
+        nargs="?",
+        default="twin",
+        help=f"twin (default), embeddinggemma-300m, losses, gradients, {', '.join(DATA)}",
     )
     command.add_argument("case", nargs="?", help="with show: a case's slug")
 

@@ -5,7 +5,7 @@
   mixed-channel   attention in 8 bits, the rest in 4, a scale for each row: a seventh
 
 Every backend reads the folder. With --calibrate the weights are rounded for the texts of a file, which keeps the most:
-give some 40,000 tokens of what the model will read, in every language it will read; it takes minutes.
+give 32,768 tokens, more are not used, of what the model will read, in every language it will read; it takes minutes.
 spec/09-quantised-weights.md of the source distribution defines forms and methods.
 
   refembed quantize ~/embeddinggemma-300m ~/embeddinggemma-300m-int8 --format int8-block

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..backend import Backend, choose_backend
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..conformance.gradients import verify_gradients
 from ..conformance.losses import verify_losses
 from ..conformance.mutation import Text
@@ -35,7 +37,14 @@ from ..errors import RefembedError
 from ..output import check_output, open_output
 
 TIMEOUT = 120
-CONTRACTS = {"mixed-channel": "int4", "int4-block": "int4", "int8-block": "int8"}  # the widest of a checkpoint's forms
+CONTRACTS = {  # what a matrix is stored in -> whose bounds apply: a float16 has three more bits than a bfloat16
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "int8-block": "int8",
+    "int4-block": "int4",
+    "mixed-channel": "int4",
+}
 ALONE: dict[str, Callable[..., Report]] = {"losses": verify_losses, "gradients": verify_gradients}  # levels asked alone
 BELONGS = {  # option -> the ways to reach a port that have it
     "dialect": ("url",),
@@ -64,7 +73,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--timeout", type=seconds, metavar="S", help=f"seconds to wait for an answer, or a start ({TIMEOUT})"
     )
     command.add_argument(
-        "--precision", metavar="P", help="whose bounds apply (float32; with --backend those of how it stores weights)"
+        "--precision",
+        metavar="P",
+        help="whose bounds apply (float32; with --backend those of how its weights are stored)",
     )
     command.add_argument(
         "--levels",
@@ -179,7 +190,9 @@ def open_port(given: argparse.Namespace, suite: Suite) -> Port:
         raise RefembedError(
             "verify-checkpoint", f"{suite.name} carries no weights; name the model's folder by --checkpoint"
         )
-    model = load(folder, backend=given.backend, precision=own_precision(given.precision))
+    backend, _ = choose_backend(given.backend)
+    precision = own_precision(given.precision, backend, open_checkpoint(Path(folder)))
+    model = load(folder, backend=given.backend, precision=precision)
     if model.info.digest != suite.manifest["model"]["digest"]:
         print(f"note: {folder} holds other files than these golden vectors were made with", file=sys.stderr)
     return BackendPort(model)
@@ -195,16 +208,24 @@ def bounds_of(precision: str | None, port: Port) -> str:
     """The contract a port is held to: the one asked for, or that of a checkpoint's stored weights, or float32's."""
     if precision:
         return "float32" if precision == "float64" else precision
-    stored = port.model.info.weights if isinstance(port, BackendPort) else ""
-    bounds = next((contract for form, contract in CONTRACTS.items() if form in stored), "float32")
+    if not isinstance(port, BackendPort):
+        return "float32"
+    stored = port.model.checkpoint.weights
+    bounds = max((CONTRACTS[one] for one in stored.split(" and ")), key=PRECISIONS.index)  # the widest
     if bounds != "float32":
         print(f"note: weights are {stored}: {bounds}'s bounds apply, unless --precision names others", file=sys.stderr)
     return bounds
 
 
-def own_precision(precision: str | None) -> str | None:
-    """What to ask a backend for; none where the contract has a name of its own. float64 is held to float32's bounds."""
-    return precision if precision in {"float64", *PRECISIONS} - {"float32-gelu16"} else None
+def own_precision(precision: str | None, backend: Backend, checkpoint: Checkpoint) -> str | None:
+    """What to ask a backend to compute in, which is not what it is held to; None for its default.
+
+    Of a checkpoint of floats float32 where none is named: a lower default must not be held to bounds of floats. What is
+    named, where the backend has it; float32 and float64 in any case, since no other may stand in for them.
+    """
+    if precision is None:
+        return None if checkpoint.quantized else "float32"
+    return precision if precision in (*backend.precisions, "float32", "float64") else None
 
 
 class BackendPort:

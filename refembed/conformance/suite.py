@@ -30,6 +30,11 @@ SHIPPED = {
     "losses": "59dcabfa6446",
     "gradients": "546ae87fdabf",
 }  # editions of golden/
+DATA = {  # golden folders that no port is asked by -> the chapter that says what they hold
+    "quantised": "09-quantised-weights.md",
+    "ul2": "12-ul2.md",
+    "vectors": "08-matryoshka.md",
+}
 SINGLE = 1e-7  # vectors of unit length stored in float32 lose less
 Array = NDArray[Any]
 
@@ -139,10 +144,10 @@ def number(stored: float | str) -> float:
 
 
 def golden_folder(name: str) -> Path:
-    """Where the golden vectors of a model lie: in the installed package, or in the source tree."""
+    """Where golden vectors, of a model or of something else, lie: in the installed package, or in the source tree."""
     package = Path(__file__).parents[1]
     for root in (package / "golden", package.parent / "golden"):
-        if (root / name / "manifest.json").exists():
+        if (root / name / "manifest.json").exists() or (name in DATA and (root / name).is_dir()):
             return root / name
     raise RefembedError("golden-missing", f"no golden vectors of {name!r} in {package / 'golden'}")
 
@@ -152,6 +157,12 @@ def open_suite(folder: Path) -> Suite:
 
     Raises RefembedError; a damaged suite must never look like a passed one.
     """
+    if folder.name in DATA and folder.parent.name == "golden":
+        files = ", ".join(sorted(file.name for file in folder.iterdir()))
+        raise RefembedError(
+            "golden-data",
+            f"{folder} has no port to ask: read its {files} and compare, as spec/{DATA[folder.name]} says",
+        )
     manifest = read_manifest(folder / "manifest.json")
     check_files(folder, manifest, STORED)
     cases = tuple(read_case(folder, entry) for entry in manifest["cases"])

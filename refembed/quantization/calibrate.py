@@ -23,7 +23,7 @@ from ..reference.pooling import POOLERS
 from ..reference.positions import positions_of
 from ..reference.quantize import Grid, Quantized, dequantize, grid_of
 from ..reference.trace import Array, Trace
-from .folder import check
+from .folder import check, check_size
 from .gptq import gptq
 from .scales import least_error
 
@@ -96,20 +96,23 @@ class Calibration:
 
     def __init__(self, checkpoint: Checkpoint, form: str, batch: Sequence[Array]) -> None:
         self.config, self.parameters, self.batch = checkpoint.config, checkpoint.parameters(np.float32), batch
+        self.used, self.places = np.unique(np.concatenate(list(batch)), return_inverse=True)
+        for name, tensor in checkpoint.tensors.items():  # before such a number overflows in the texts' way through
+            if grid := grid_of(form, name):
+                check_size(name, self.parameters[name][self.used if name == TABLE else ...], grid, tensor.file)
         lengths = np.array([len(ids) for ids in batch])
         self.texts = [slice(end - length, end) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
         self.share = np.repeat(1 / lengths, lengths).astype(np.float32)  # (tokens), of a text's mean
         self.found = Calibrated(form)
 
     def run(self, show_progress: bool) -> Calibrated:
-        config, ids = self.config, np.concatenate(list(self.batch))
+        config, ids = self.config, self.used[self.places]
         with Progress(len(config.layer_kinds), show_progress, "layers") as progress:
-            used, places = np.unique(ids, return_inverse=True)
             grid = grid_of(self.found.form, TABLE)
             assert grid is not None
-            rows = dequantize(self.found.rounding(TABLE, self.parameters[TABLE][used], grid))
+            rows = dequantize(self.found.rounding(TABLE, self.parameters[TABLE][self.used], grid))
             self.exact = Run(embed_tokens(ids, self.parameters, config), self.parameters)
-            self.coarse = Run(embed_tokens(places, {TABLE: rows}, config), dict(self.parameters))
+            self.coarse = Run(embed_tokens(self.places, {TABLE: rows}, config), dict(self.parameters))
             for index in range(len(config.layer_kinds)):
                 for part in PARTS:
                     self.settle_part(index, *part)
@@ -126,12 +129,17 @@ class Calibration:
         self.settle([name(each) for each in first], wanted, given, self.share)
         wanted, output = self.through(index, part, traced, wanted, exact)
         given, _ = self.through(index, part, traced, given, coarse)
-        size = np.mean(output * output, axis=1)  # (tokens); the norm after it divides by its root
+        size = self.mean_square(output)  # (tokens); the norm after it divides by its root
         exact.states = exact.states + self.norm(output, exact, name(after))
-        relative = self.share / np.mean(exact.states * exact.states, axis=1)  # (tokens); as will the next layer's norm
+        relative = self.share / self.mean_square(exact.states)  # (tokens); as will the next layer's norm
         self.settle([name(last)], wanted, given, relative / size)
         output = linear(given, coarse.parameters[name(last)])
         coarse.states = coarse.states + self.settle_norm(name(after), output, relative)
+
+    def mean_square(self, rows: Array) -> Array:
+        """(tokens), at least the epsilon that a norm adds: of a matrix of zeros all outputs are zeros."""
+        square: Array = np.maximum(np.mean(rows * rows, axis=1), np.float32(self.config.epsilon))
+        return square
 
     def settle(self, names: Sequence[str], wanted: Array, given: Array, weights: Array) -> None:
         """Quantise matrices that read the same inputs.
@@ -154,7 +162,7 @@ class Calibration:
 
     def corrected(self, names: Sequence[str], hessian: Array, cross: Array) -> list[tuple[str, Array]]:
         """Each matrix with what best makes good for the difference of the two runs' inputs."""
-        ridge = RIDGE * float(np.mean(np.diag(hessian))) * np.eye(len(hessian))
+        ridge = (RIDGE * float(np.mean(np.diag(hessian))) or 1.0) * np.eye(len(hessian))  # 1 where all inputs are zero
         correction = np.linalg.solve(hessian + ridge, cross).T.astype(np.float32)  # (columns, columns)
         return [(name, self.parameters[name] + self.parameters[name] @ correction) for name in names]
 
@@ -164,7 +172,7 @@ class Calibration:
         try:
             self.found.matrices[name] = gptq(goal, hessian, grid)
         except ValueError as error:
-            raise RefembedError("tensor-not-finite", f"{name}, calibrated: {error}") from error
+            raise RefembedError("tensor-too-large", f"{name}, calibrated: {error}") from error
         self.coarse.parameters[name] = dequantize(self.found.matrices[name])
 
     def settle_norm(self, name: str, output: Array, weights: Array) -> Array:
@@ -172,7 +180,9 @@ class Calibration:
         unit = rms_norm(output, np.zeros(output.shape[1], output.dtype), self.config.epsilon)  # (tokens, width)
         missing = self.exact.states - self.coarse.states  # (tokens, width)
         square = weights @ (unit * unit)  # (width)
-        gain = np.where(square > 0, weights @ (unit * missing) / np.where(square > 0, square, 1), 1)
+        gain = np.where(
+            square > 0, weights @ (unit * missing) / np.where(square > 0, square, 1), 1 + self.parameters[name]
+        )
         self.found.norms[name] = self.coarse.parameters[name] = (gain - 1).astype(np.float32)
         return self.norm(output, self.coarse, name)
 

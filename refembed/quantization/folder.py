@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import DENSE, FILES, WEIGHTS, Checkpoint, open_checkpoint
+from ..checkpoint import DENSE, FILES, GGUF, PICKLES, WEIGHTS, Checkpoint, open_checkpoint
 from ..errors import RefembedError
 from ..layout import TOKENIZER_FILES, whole_folder, write_tensors
-from ..reference.quantize import Grid, Quantized, grid_of, pack_int4, quantize
+from ..reference.quantize import Grid, Quantized, grid_of, largest_level, pack_int4, quantize
 from ..stored import SCALES, Tensor
 
+# weights, in whatever form, and what could run
+NOT_COPIED = (".safetensors", ".index.json", GGUF, ".onnx", ".onnx_data", ".h5", ".msgpack", ".py")
+NOT_COPIED += tuple(pattern.removeprefix("*") for pattern in PICKLES)
 ROWS_AT_ONCE = 8192  # of a matrix, as floats in memory
 Rounding = Callable[[str, NDArray[np.float32], Grid], Quantized]  # of a matrix's name, some of its rows, and a grid
 
@@ -33,7 +36,7 @@ def quantize_folder(
 ) -> None:
     """Write a checkpoint in a quantised form, whole or not at all.
 
-    folder     a checkpoint of floats; all its other files are copied
+    folder     a checkpoint of floats; what lies beside its weights, terms of use among it, is copied
     out        a new folder
     form       one of reference.quantize.FORMS
     rounding   what makes levels and scales of a matrix's rows
@@ -55,9 +58,7 @@ def quantize_folder(
     settings = json.loads((checkpoint.folder / "config.json").read_bytes())
     settings["quantization_config"] = {"quant_method": "refembed", "form": form, "version": 1}
     with whole_folder(Path(out)) as place:
-        for name in dict.fromkeys((*FILES, *TOKENIZER_FILES)):
-            if name.endswith(WEIGHTS) or not (checkpoint.folder / name).exists():
-                continue
+        for name in other_files(checkpoint.folder):
             (place / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint.folder / name, place / name)
         (place / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -66,6 +67,26 @@ def quantize_folder(
             (place / where).mkdir(exist_ok=True)
             mine = {name.removeprefix(f"{where}."): tensors[name] for name in dense if dense[name] == where}
             write_tensors(place / where / WEIGHTS, mine)
+
+
+def other_files(folder: Path) -> list[str]:
+    """What lies beside the weights, by name, in the folder and in its modules': nothing hidden, no link that leads out.
+
+    The hub client's cache is made of links to its own blobs, which are followed, as is any to a file that is needed.
+    """
+    needed = [name for name in (*FILES, *TOKENIZER_FILES) if not name.endswith(WEIGHTS) and (folder / name).exists()]
+    whole = folder.resolve()
+    inside = [whole, whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    places = {(folder / name).parent for name in FILES}
+    found = (file for place in places if place.is_dir() for file in place.iterdir() if file.is_file())
+    more = [
+        file.relative_to(folder).as_posix()
+        for file in found
+        if not file.name.startswith(".")
+        and not file.name.lower().endswith(NOT_COPIED)
+        and any(file.resolve().is_relative_to(root) for root in inside)
+    ]
+    return sorted({*needed, *more})
 
 
 def check(checkpoint: Checkpoint, form: str) -> None:
@@ -85,6 +106,16 @@ def check(checkpoint: Checkpoint, form: str) -> None:
             )
 
 
+def check_size(name: str, weight: NDArray[np.float32], grid: Grid, file: Path) -> None:
+    """Raise RefembedError for a number beyond the last level of the largest scale (QNT-2)."""
+    largest, limit, scale = np.max(np.abs(weight), initial=0), largest_level(grid.bits), float(np.finfo(np.float16).max)
+    if largest / limit > scale:
+        raise RefembedError(
+            "tensor-too-large",
+            f"{file}: {name} holds {largest:.3g}, which {grid.bits} bits cannot store: {limit} * {scale:g} at most",
+        )
+
+
 def packed(name: str, tensor: Tensor, grid: Grid, rounding: Rounding) -> dict[str, NDArray[Any]]:
     """A matrix's levels and scales as they are stored."""
     rows, columns = tensor.shape
@@ -92,10 +123,9 @@ def packed(name: str, tensor: Tensor, grid: Grid, rounding: Rounding) -> dict[st
     scales = np.empty((rows, columns // (grid.block or columns)), np.float16)
     for start in range(0, rows, ROWS_AT_ONCE):
         part = np.arange(start, min(start + ROWS_AT_ONCE, rows))
-        try:
-            found = rounding(name, tensor.rows(part, np.float32), grid)
-        except ValueError as error:
-            raise RefembedError("tensor-not-finite", f"{tensor.file}: {name}: {error}") from error
+        weight = tensor.rows(part, np.float32)
+        check_size(name, weight, grid, tensor.file)
+        found = rounding(name, weight, grid)
         levels[part] = found.levels if grid.bits == 8 else pack_int4(found.levels)
         scales[part] = found.scales
     return {name: levels, f"{name}{SCALES}": scales}

@@ -44,7 +44,8 @@ def calibration_texts(folder: Path, source: str) -> list[NDArray[Any]]:
         batch.append(ids if len(ids) <= most else np.append(ids[: most - 1], ids[-1]))
     if not batch:
         raise RefembedError(
-            "calibration-texts", f"{source}: none of {len(rows)} lines is a usable text; some 40,000 tokens are needed"
+            "calibration-texts",
+            f"{source}: none of {len(rows)} lines is a usable text; some {MOST_TOKENS:,} tokens are needed",
         )
     count = int(np.searchsorted(np.cumsum([len(ids) for ids in batch]), MOST_TOKENS)) + 1
     return batch[:count]

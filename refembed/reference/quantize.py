@@ -195,6 +195,7 @@ def int8_vectors(embedding: Array) -> Array:
 
     Source: MAT-5. No scale is kept, since a cosine needs none. Trap: a dot product of levels, or their distance,
     ranks by a length that says nothing.
+    Witness: golden/vectors largest-is-below-zero.
     """
     largest = np.max(np.abs(embedding), axis=-1, keepdims=True)  # (..., 1)
     step = np.where(largest > 0, largest, 1) / largest_level(8)  # (..., 1)
@@ -209,6 +210,7 @@ def binary_vectors(embedding: Array) -> Array:
 
     Source: MAT-6, the bits of numpy.packbits, of FAISS and of sentence-transformers' ubinary. Trap: the lowest bit
     first. Raises ValueError where n is no multiple of 8.
+    Witness: golden/vectors largest-is-below-zero.
     """
     if embedding.shape[-1] % 8:
         raise ValueError(f"{embedding.shape[-1]} numbers do not fill whole bytes")
@@ -222,6 +224,7 @@ def signs(packed: Array) -> Array:
     returns   (..., 8*n)  int8
 
     Source: MAT-6. Trap: 0 for a bit that is not set, which loses half of what it says.
+    Witness: golden/vectors ordinary.
     """
     bits = np.unpackbits(packed, axis=-1).astype(np.int8)  # (..., 8*n)
     return 2 * bits - 1  # (..., 8*n)
@@ -235,6 +238,7 @@ def binary_similarity(first: Array, second: Array) -> Array:
     returns  (count, texts)  float64
 
     Source: MAT-8. The cosine of two vectors of 1 and -1 is 1 - 2 * different/bits.
+    Witness: golden/vectors two-bytes.
     """
     different = np.bitwise_count(first[:, None] ^ second)  # (count, texts, n)
     return 1 - different.sum(axis=-1, dtype=np.int64) / (4 * first.shape[-1])  # (count, texts)

@@ -205,6 +205,10 @@ def main() -> None:
     parser.add_argument("--only", choices=(*FLOATS, *FORMS), help="judge this form and end")
     parser.add_argument("--out", type=Path, help="the page; standard output where not given")
     given = parser.parse_args()
+    if given.data is None or not (given.data / "eval").is_dir():  # now, not after an hour of making forms
+        parser.error(
+            f"--data is {given.data}; a folder that holds eval/{TASKS['STS-B en'][0]} and the others is needed"
+        )
     given.place.mkdir(exist_ok=True)
     folders = make_forms(given.folder, given.place, given.texts)
     every = [(length, quantize) for length in LENGTHS for quantize in (None, *QUANTIZED)]

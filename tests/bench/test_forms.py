@@ -32,6 +32,21 @@ def test_a_result_is_made_once(tmp_path: Path) -> None:
     assert forms.kept(file, lambda: pytest.fail("made again")) == {"value": 1}
 
 
+@pytest.mark.parametrize("data", [None, "no-such-folder"])
+def test_without_data_it_ends_at_once(
+    data: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong if an hour of calibrating comes before a traceback."""
+    monkeypatch.delenv("REFEMBED_DATA", raising=False)
+    place = tmp_path / "place"
+    options = ["--data", str(tmp_path / data)] if data else []
+    monkeypatch.setattr("sys.argv", ["forms.py", str(tmp_path), str(place), "texts.jsonl", *options])
+    with pytest.raises(SystemExit):
+        forms.main()
+    assert "eval/stsb_multi_mt" in capsys.readouterr().err
+    assert not place.exists()
+
+
 def test_texts_are_embedded_once_for_all_lengths() -> None:
     """Wrong if every length costs a run of the model, or another text's or task's vectors are given."""
     asked = []

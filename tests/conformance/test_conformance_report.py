@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -529,10 +530,26 @@ def test_golden_path_holds_the_manifest(capsys):
     assert Path(capsys.readouterr().out.strip()) == twin().folder
 
 
+@pytest.mark.parametrize("name", ["quantised", "ul2", "vectors"])
+@pytest.mark.parametrize("what", ["list", "show", "inputs"])
+def test_golden_data_is_said_to_be_data(what, name, capsys):
+    """Wrong if files that are whole are said to be missing or damaged, or nobody is told where to read on."""
+    folder = twin().folder.parent / name
+    assert main(["golden", "path", name]) == 0
+    assert capsys.readouterr().out.strip() == str(folder)
+    assert main(["golden", what, name]) == main(["verify", "--suite", name, "--backend", "numpy"]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert str(folder) in line
+        chapter = re.search(r"spec/[\w.-]+\.md", line)[0]
+        assert f"golden/{name}" in (folder.parents[1] / chapter).read_text()
+        assert line.endswith("[golden-data]")
+
+
 @pytest.mark.parametrize(
     ("argv", "id"),
     [
         (["show", "twin", "no-such-case"], "verify-no-case"),
+        (["list", "quantised"], "golden-data"),
         (["show", "twin"], "verify-no-case"),
         (["list", "no-such-model"], "golden-missing"),
         (["path", "no-such-model"], "golden-missing"),

@@ -1,7 +1,10 @@
 """golden/vectors sees every line of the embeddings in 8 bits and in one."""
 
 import ast
+import inspect
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import vectors_cases
 import witness_mutants
+from witness import WITNESS
 from witness_mutants import mutants_of, units
 
 from refembed.reference import quantize
@@ -65,12 +69,35 @@ def right(functions: Mapping[str, Any]) -> bool:
     )
 
 
+def failing(functions: Mapping[str, Any]) -> set[str]:
+    """The cases by which alone one would see that these functions are wrong."""
+    every = [vectors_cases.case(*one) for one in vectors_cases.CASES.items()]
+    found = set()
+    for case in every:
+        others = [other for other in every if len(other["signs"]) == len(case["signs"])]
+        table = np.array([other["binary"] for other in others], np.uint8)
+        needed = [case["int8"], case["binary"], case["signs"]] * 2
+        needed.append([[vectors_cases.cosine(case["signs"], other["signs"]) for other in others]])
+        answers: list[Any] = []
+        with np.errstate(invalid="raise", divide="raise"), suppress(Exception):
+            for dtype in (np.float32, np.float64):
+                embedding = np.array(case["embedding"], dtype)
+                answers += [functions["int8_vectors"](embedding), functions["binary_vectors"](embedding)]
+                answers.append(functions["signs"](np.array(case["binary"], np.uint8)))
+            answers.append(functions["binary_similarity"](np.array([case["binary"]], np.uint8), table))
+        if [np.asarray(one).tolist() for one in answers] != needed:
+            found.add(case["case"])
+    return found
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_golden_sees_every_line() -> None:
     """Wrong if a line could be changed and golden/vectors pass."""
     assert right(vars(quantize))
     tree = ast.parse(Path(quantize.__file__).read_text())
-    verdicts = {}
+    assert not failing(vars(quantize))
+    verdicts: dict[str, tuple[bool, str]] = {}
+    seen_by: dict[str, Counter[str]] = {name: Counter() for name in FUNCTIONS}
     for name, unit in units(tree):
         if name in FUNCTIONS:
             for mutant in mutants_of("quantize", name, unit, tree):
@@ -78,8 +105,14 @@ def test_golden_sees_every_line() -> None:
                 module.__package__ = "refembed.reference"
                 exec(mutant.code, vars(module))
                 verdicts[mutant.id] = right(vars(module)), mutant.change
+                seen_by[name].update(failing(vars(module)))
     survivors = {id: change for id, (passed, change) in verdicts.items() if passed}
     assert set(survivors) == set(EQUIVALENT), "\n".join(map(str, survivors.items()))
     assert len(verdicts) > 40
     assert {id.split(":")[0].partition(".")[2] for id in verdicts} == FUNCTIONS
     assert all(f"quantize.{name}" in witness_mutants.OUTSIDE for name in FUNCTIONS)
+    for name, seen in seen_by.items():  # the case that a docstring names sees as many mutants as any other
+        named = WITNESS.findall(inspect.getdoc(getattr(quantize, name)) or "")
+        best = {("vectors", case) for case, count in seen.items() if count == max(seen.values())}
+        assert len(named) == 1, name
+        assert set(named) <= best, (name, named, seen)

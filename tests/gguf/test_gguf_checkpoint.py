@@ -117,6 +117,28 @@ def test_matrices_stay_mapped(whole: Path) -> None:
                 assert isinstance(part, mmap.mmap), name
 
 
+@pytest.mark.parametrize(
+    ("kind", "stored", "bounds"),
+    [
+        ("Q8_0", "int8-block", "int8"),
+        ("Q4_0", "int4-block and int8-block", "int4"),  # the table in Q8_0: the widest counts
+        ("F32", "float32", "float32"),
+        ("F16", "float16", "bfloat16"),
+        ("BF16", "bfloat16", "bfloat16"),
+    ],
+)
+def test_verify_holds_a_file_to_its_own_contract(
+    kind: str, stored: str, bounds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`refembed verify` judges a file by other bounds than those of how it stores weights."""
+    file = MADE[kind] if kind in MADE else write_gguf(tmp_path / "one.gguf", kind=kind)
+    assert open_checkpoint(file).weights == stored
+    options = ["--backend", "numpy", "--cases", "text-empty", "--json", str(tmp_path / "report.json")]
+    assert main(["verify", "--checkpoint", str(file), *options]) == 1  # it is not the twin
+    assert json.loads((tmp_path / "report.json").read_bytes())["precision"] == bounds
+    assert (f"weights are {stored}: {bounds}'s" in capsys.readouterr().err) == (bounds != "float32")
+
+
 # -------------------------------------------------------------------------------------------------------------- vectors
 @pytest.mark.parametrize(("kind", "cosine"), [("F32", 1 - 1e-6), ("Q8_0", 0.9999), ("Q4_0", 0.9999)])
 def test_vectors_are_llamacpps(kind: str, cosine: float, whole: Path) -> None:

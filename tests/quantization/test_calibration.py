@@ -1,6 +1,8 @@
 """Scales of least error, GPTQ and calibration: they lose less than plain rounding, and are still the form."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from hypothesis.extra.numpy import arrays
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import SMALL, checkpoint_of, texts_of, write_checkpoint
 from test_quantize_folder import WIDE
 
 import refembed
 from refembed.cli import main
+from refembed.cli import quantize as quantize_command
 from refembed.quantization.calibrate import Calibration
 from refembed.quantization.gptq import gptq, loss, refit, round_again
 from refembed.quantization.scales import least_error_scales
+from refembed.quantization.texts import MOST_TOKENS, calibration_texts
 from refembed.reference import encode_tokens
 from refembed.reference.operations import rms_norm
 from refembed.reference.quantize import FORMS, Grid, dequantize, fake_quantize, largest_level, quantize
@@ -156,6 +160,69 @@ def test_calibrated_folder(form: str, folder: Path, texts: Path, tmp_path: Path)
     )
     lost = [1 - np.mean(np.sum(vectors * needed, axis=1)) for vectors in found]
     assert lost[1] < 0.7 * lost[0]
+
+
+def changed(folder: Path, out: Path, name: str, change: Callable[[np.ndarray], None]) -> Path:
+    """A copy of a folder in which one tensor of model.safetensors is another."""
+    shutil.copytree(folder, out)
+    tensors = {key: tensor.copy() for key, tensor in load_file(out / "model.safetensors").items()}
+    change(tensors[name])
+    save_file(tensors, out / "model.safetensors")
+    return out
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embed_tokens.weight",
+        *(f"layers.0.self_attn.{one}_proj.weight" for one in "qkvo"),
+        *(f"layers.1.mlp.{one}_proj.weight" for one in ("gate", "up", "down")),
+    ],
+)
+def test_a_matrix_of_zeros(name: str, folder: Path, texts: Path, tmp_path: Path) -> None:
+    """Wrong if inputs or outputs that are always zero are divided by, or a finite matrix is said to be none."""
+    source = changed(folder, tmp_path / "in", name, lambda tensor: tensor.fill(0))
+    out = tmp_path / "out"
+    assert main(["quantize", str(source), str(out), "--format", "int8-block", "--calibrate", str(texts)]) == 0
+    stored, given = load_file(out / "model.safetensors"), load_file(source / "model.safetensors")
+    assert not stored[name].any()
+    assert all(np.isfinite(tensor).all() for tensor in stored.values())
+    if name != "embed_tokens.weight":  # then every vector is zeros before it is given unit length
+        exact, found = (refembed.load(one, backend="numpy").encode_document(WORDS) for one in (source, out))
+        assert np.sum(exact * found, axis=1).min() > 0.99
+    else:
+        weight = "layers.0.post_attention_layernorm.weight"
+        np.testing.assert_allclose(stored[weight], given[weight], atol=1e-6)  # nothing was learned of it
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "name", ["embed_tokens.weight", "layers.0.mlp.up_proj.weight", "layers.1.mlp.down_proj.weight"]
+)
+def test_a_number_too_large_for_a_scale(
+    name: str, folder: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong if it ends in an error without the tensor's name, or in one that calls a finite number none."""
+
+    def large(tensor: np.ndarray) -> None:
+        tensor[:, 3] = 1e30
+
+    source, out = changed(folder, tmp_path / "in", name, large), tmp_path / "out"
+    assert main(["quantize", str(source), str(out), "--format", "int4-block", "--calibrate", str(texts)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"model.safetensors: {name} holds 1e+30" in said
+    assert said.endswith("[tensor-too-large]")
+    assert not out.exists()
+
+
+def test_as_many_tokens_as_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """Wrong if who gives what the help asks for is told afterwards that less, or more, was used."""
+    assert f"{MOST_TOKENS:,} tokens" in str(quantize_command.__doc__)
+    file = tmp_path / "many.txt"
+    file.write_text("a the of in\n" * 4000)
+    batch = calibration_texts(folder, str(file))
+    assert 0 <= sum(map(len, batch)) - MOST_TOKENS < len(batch[-1])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """refembed quantize: what is written is the reference's form, is read back by every backend, and keeps the model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from support import write_checkpoint
 import refembed
 from refembed.checkpoint import open_checkpoint
 from refembed.cli import main
+from refembed.quantization.folder import quantize_folder
 from refembed.reference import Config
 from refembed.reference.quantize import FORMS, dequantize, grid_of, largest_level, quantize
 
@@ -23,7 +25,10 @@ TEXTS = ["a the", "of", "the a of the a"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("wide"), WIDE)
+    folder = write_checkpoint(tmp_path_factory.mktemp("wide"), WIDE)
+    for name in ("LICENSE", "README.md", "generation_config.json", "2_Dense/NOTICE"):
+        (folder / name).write_text(f"what {name} says")
+    return folder
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -75,8 +80,18 @@ def test_every_backend_reads_it(made: tuple[str, Path], backend: str) -> None:
     assert np.abs(found - needed).max() < 1e-5
 
 
+def test_held_to_its_own_contract(made: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong if `refembed verify` judges 8 or 4 bits by other bounds than theirs (spec/protocol.md)."""
+    form, out = made
+    options = ["--backend", "numpy", "--cases", "text-empty", "--json", str(tmp_path / "report.json")]
+    assert main(["verify", "--checkpoint", str(out), *options]) == 1  # it is not the twin
+    bounds = {"int8-block": "int8", "int4-block": "int4", "mixed-channel": "int4"}[form]
+    assert json.loads((tmp_path / "report.json").read_bytes())["precision"] == bounds
+    assert f"weights are {form}: {bounds}'s bounds apply" in capsys.readouterr().err
+
+
 def test_other_files_are_those_of_the_float_folder(made: tuple[str, Path], folder: Path) -> None:
-    """Wrong if prompts, pooling or tokenizer get lost on the way, or config.json says more than the form."""
+    """Wrong if prompts, tokenizer or the terms of use get lost on the way, or config.json says more than the form."""
     form, out = made
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == names
@@ -89,12 +104,54 @@ def test_other_files_are_those_of_the_float_folder(made: tuple[str, Path], folde
             assert (out / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_nothing_hidden_or_from_outside_is_copied(folder: Path, tmp_path: Path) -> None:
+    """Wrong if a secret beside the model travels with it, or float weights, code, or another checkpoint within it."""
+    source, outside = tmp_path / "in", tmp_path / "outside.txt"
+    shutil.copytree(folder, source)
+    outside.write_text("of somebody else")
+    (source / ".env").write_text("a token")
+    (source / ".git").mkdir()
+    (source / ".git" / "config").write_text("a token")
+    (source / "int8").mkdir()
+    (source / "int8" / "config.json").write_text("{}")
+    for name in (
+        "model.onnx",
+        "model.onnx_data",
+        "pytorch_model.bin",
+        "model.F32.GGUF",
+        "consolidated.safetensors",
+        "modeling_x.py",
+    ):
+        (source / name).write_bytes(bytes(8))
+    (source / "TERMS").symlink_to("LICENSE")
+    (source / "out.txt").symlink_to(outside)
+    (source / "nowhere.txt").symlink_to("absent")
+    quantize_folder(source, tmp_path / "out", "int8-block")
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    found = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert found == {*names, "TERMS"}
+    assert not (tmp_path / "out" / "TERMS").is_symlink()
+
+
+def test_the_hubs_own_links_are_followed(folder: Path, tmp_path: Path) -> None:
+    """Wrong if of a model in the hub client's cache, where every file is a link, no terms are copied."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    shutil.copytree(folder, snapshot)
+    blobs.mkdir()
+    for number, file in enumerate([file for file in snapshot.rglob("*") if file.is_file()]):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    quantize_folder(snapshot, tmp_path / "out", "int8-block")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "what LICENSE says"
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
 def test_digests_differ(made: tuple[str, Path], folder: Path) -> None:
     """Wrong if vectors kept for the float model would be taken for the quantised one's."""
     assert open_checkpoint(made[1]).digest != open_checkpoint(folder).digest
 
 
-def test_infinite_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_large_a_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong if a weight that no scale can hold is cut in silence, or half a folder is left."""
     from safetensors.numpy import save_file
 
@@ -103,7 +160,9 @@ def test_infinite_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     tensors["layers.0.mlp.up_proj.weight"][1, 2] = 1e9
     save_file(tensors, folder / "model.safetensors")
     assert main(["quantize", str(folder), str(tmp_path / "out"), "--format", "int4-block"]) == 2
-    assert "layers.0.mlp.up_proj.weight" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "layers.0.mlp.up_proj.weight holds 1e+09, which 4 bits cannot store" in said
+    assert "[tensor-too-large]" in said
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
 
 
