@@ -179,8 +179,8 @@ def merges(file: Path, ids: Mapping[str, int], vocabulary: Vocabulary) -> list[t
     for piece, id in ids.items():
         pairs = ((ids.get(piece[:at]), ids.get(piece[at:])) for at in range(1, len(piece)))
         known = sorted((left, right) for left, right in pairs if left is not None and right is not None)
-        for left, right in known:
-            found.extend((left, right, id))
+        for pair in known:
+            found.extend((*pair, id))
         letters += len(known) * len(piece)
         if len(found) > 3 * MOST_MERGES or letters > MOST_LETTERS:
             raise RefembedError(
