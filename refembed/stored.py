@@ -4,6 +4,7 @@ A matrix is stored as floats, or as packed whole numbers with their scales (QNT-
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .reference.quantize import Grid, Quantized, dequantize, grid_of, largest_le
 STORED_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 LEVEL_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {8: ("I8", np.dtype("i1")), 4: ("U8", np.dtype("u1"))}  # by bits
 SCALES = ".scales"  # after the name of the matrix whose they are
+LARGEST_HEADER = 4 * 2**20  # bytes; the released model's has 33,648, one of MOST_LAYERS and their scales 2.5 million
+MOST_TENSORS = 2**15  # the released file has 314, one of MOST_LAYERS and their scales 20,483
 
 
 def widen(stored: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
@@ -203,13 +206,15 @@ def map_file(file: Path) -> dict[str, tuple[str, NDArray[Any]]]:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
     header.pop("__metadata__", None)
-    data = np.memmap(file, mode="r", offset=8 + length) if header else None
+    if len(header) > MOST_TENSORS:
+        raise RefembedError("tensors-too-large", f"{file} has {len(header)} tensors, at most {MOST_TENSORS} expected")
+    data = np.asarray(np.memmap(file, mode="r", offset=8 + length)) if header else None
     types = STORED_TYPES | dict(LEVEL_TYPES.values()) | {"F16": np.dtype("<f2")}
     tensors = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         assert data is not None
-        values = np.asarray(data[start:end])
+        values = data[start:end]
         if entry["dtype"] in types:
             values = values.view(types[entry["dtype"]]).reshape(entry["shape"])
         tensors[name] = entry["dtype"], values
@@ -217,12 +222,16 @@ def map_file(file: Path) -> dict[str, tuple[str, NDArray[Any]]]:
 
 
 def check(file: Path) -> None:
-    """Let the safetensors library judge the header: its size, its offsets, the file's length."""
+    """Let the safetensors library judge the header, its offsets and the file's length; of a header it reads 100 MB."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with file.open("rb"):  # says why not; the library says "No such file" of one that may not be read
-            pass
+        with file.open("rb") as handle:  # says why not; the library says "No such file" of one that may not be read
+            length, most = int.from_bytes(handle.read(8), "little"), os.fstat(handle.fileno()).st_size - 8
+        if LARGEST_HEADER < length <= most:  # a longer one than its file is none, which the library says
+            raise RefembedError(
+                "tensors-too-large", f"{file}: the header has {length} bytes, at most {LARGEST_HEADER} expected"
+            )
         with safe_open(file, framework="numpy"):
             pass
     except SafetensorError as error:

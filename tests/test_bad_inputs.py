@@ -170,6 +170,16 @@ def pack(header: object, data: bytes = b"", length: int | None = None) -> bytes:
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
+def empty_tensors(count: int, name: str = WEIGHTS) -> Spoil:
+    """A file of tensors without a number, each 57 bytes of header and ten times that in memory."""
+
+    def spoil(folder: Path) -> None:
+        entries = (b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % index for index in range(count))
+        (folder / name).write_bytes(pack(b"{" + b",".join(entries) + b"}"))
+
+    return spoil
+
+
 def unpack(content: bytes) -> tuple[dict[str, Any], bytes]:
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
@@ -493,8 +503,12 @@ FOLDERS = [
     folder("weights-header-cut", "tensors-invalid", WEIGHTS, change(WEIGHTS, lambda content: content[:200])),
     folder("weights-header-2-to-63", "tensors-invalid", WEIGHTS, write(WEIGHTS, pack(b"{}", length=2**63))),
     folder("weights-header-2-to-64", "tensors-invalid", WEIGHTS, write(WEIGHTS, pack(b"{}", length=2**64 - 1))),
-    folder("weights-header-a-terabyte", "tensors-invalid", WEIGHTS, sparse(WEIGHTS, 2**40),
+    folder("weights-header-a-terabyte", "tensors-too-large", WEIGHTS, sparse(WEIGHTS, 2**40),
            lambda f: (f / WEIGHTS).open("r+b").write((2**39).to_bytes(8, "little"))),
+    folder("weights-header-of-empty-tensors", "tensors-too-large", (WEIGHTS, "header"), empty_tensors(250_000)),
+    folder("weights-of-a-tensor-too-many", "tensors-too-large", ("32769", WEIGHTS), empty_tensors(2**15 + 1)),
+    folder("weights-as-many-tensors-as-may-be", "tensor-missing", WEIGHTS, empty_tensors(2**15)),
+    folder("dense-header-of-empty-tensors", "tensors-too-large", UP, empty_tensors(80_000, UP)),
     folder("weights-header-a-list", "tensors-invalid", WEIGHTS, write(WEIGHTS, pack([]))),
     folder("weights-header-garbage", "tensors-invalid", WEIGHTS, write(WEIGHTS, pack(GARBAGE))),
     folder("weights-header-nested-deep", "tensors-invalid", WEIGHTS, write(WEIGHTS, pack(b'{"a":' * 10**5))),
@@ -915,6 +929,52 @@ def test_left_out(
         assert [json.loads(one)["index"] for one in out.splitlines()] == [0, 2]
     else:
         assert sorted(one.split("\t")[-1] for one in out.splitlines()) == ["good", "well"]
+
+
+PLAIN = [row for row in FOLDERS if not (row.argv or row.skip or row.plain_user)]
+FIRST = {row.id: row.slug for row in reversed(PLAIN)}  # of each kind
+READ_ANEW = ("tokenizer-", "tensor-not-finite", "tensor-level")  # by the backend itself
+
+
+@pytest.fixture(scope="module")
+def numba_ready(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the rows need is compiled, which takes time and memory of its own."""
+    pytest.importorskip("numba")
+    for number, spoil in enumerate((lambda folder: None, quantised)):
+        model = write_checkpoint(tmp_path_factory.mktemp("whole") / str(number))
+        spoil(model)
+        refembed.load(model, backend="numba").encode("the")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in PLAIN if row.id.startswith(READ_ANEW) or row.slug == FIRST[row.id]],
+    ids=lambda row: row.slug,
+)
+@pytest.mark.usefixtures("numba_ready")
+def test_refused_by_numba(row: Bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend that reads tokenizer and tensors by itself takes what NumPy's refuses, or refuses it otherwise."""
+    monkeypatch.setenv("REFEMBED_CACHE", str(tmp_path / "cache"))  # where it keeps the tokenizers it could read
+    (tmp_path / "place").mkdir()
+    model = write_checkpoint(tmp_path / "place" / "model")
+    assert row.spoil
+    row.spoil(model)
+    with nothing_left_behind(tmp_path / "place"), bounded(), pytest.raises(RefembedError) as caught:
+        refembed.load(model, backend="numba").encode("the")
+    assert caught.value.id == row.id
+    check_message(str(caught.value), row)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba", "torch"])
+def test_a_context_that_no_text_fills_takes_nothing(backend: str, tmp_path: Path) -> None:
+    """A folder of some kilobytes takes gigabytes, because its config allows texts of 16 million tokens."""
+    pytest.importorskip(backend)
+    model = write_checkpoint(tmp_path / "model")
+    needed = refembed.load(model, backend=backend).encode(["the", "b" * 30])
+    config(max_position_embeddings=2**24)(model)
+    with bounded():
+        found = refembed.load(model, backend=backend).encode(["the", "b" * 30])
+    np.testing.assert_array_equal(found, needed)
 
 
 def test_a_bad_row_that_is_not_used_is_no_fault(tmp_path: Path) -> None:

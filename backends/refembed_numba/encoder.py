@@ -43,6 +43,7 @@ from .team import Team
 
 ROWS_AT_ONCE = 128  # of the table: the system maps 64 KB around each row of 3, and around its scales, let go before
 # they add up
+FIRST_TURNS = 2**19  # numbers of the first table of cosines and sines, of each kind of layer: the released model's all
 TOKENS_A_THREAD = 256  # of a pass, unless one text has more: what passes between products stays in a shared cache
 NORMS = (
     "input_layernorm",
@@ -58,6 +59,7 @@ class NumbaEncoder:
     """The model in float32, or in int8: products of 8-bit levels with the weights' own of 8 or 4 bits, or rounded ones.
 
     rows_read   rows of the table read since its pages were let go
+    turns       (2, positions, head) flat: cosines and sines of sliding and of full layers, as far as a text came yet
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str, threads: int | None) -> None:
@@ -66,6 +68,7 @@ class NumbaEncoder:
         self.team = Team(self.threads)
         self.table = StoredRows(checkpoint.tensors[TABLE], np.float32)
         self.rows_read = 0
+        self.turns = make_turns(self.config, max(1, min(self.config.context, FIRST_TURNS // self.config.head)))
         self.model = pack_model(checkpoint, precision == "int8", self.team)
         quantised = precision == "int8" and checkpoint.quantized  # of a checkpoint of floats alone these stay floats
         self.dense = [pack_kind(checkpoint, 1, [name], quantised, self.team) for name in DENSE_MATRICES]
@@ -90,7 +93,8 @@ class NumbaEncoder:
     def pack_batch(self, texts: list[NDArray[Any]], by_rows: bool | None = None) -> Batch:
         ids = np.concatenate(texts)
         many = len(ids) >= MANY * self.threads if by_rows is None else by_rows
-        batch = make_batch([len(text) for text in texts], self.model, self.threads, many)
+        lengths = [len(text) for text in texts]
+        batch = make_batch(lengths, self.model, self.turns_for(max(lengths)), self.threads, many)
         x = batch.x[: ids.size * self.config.width].reshape(len(ids), self.config.width)
         at_once = ROWS_AT_ONCE // len(self.table.tensor.mapped)
         for first in range(0, len(ids), at_once):
@@ -101,6 +105,17 @@ class NumbaEncoder:
                 let_go(self.table.tensor)
                 self.rows_read = 0
         return batch
+
+    def turns_for(self, tokens: int) -> Floats:
+        """`turns`, for at least so many tokens: a config may allow texts that nobody has, and memory neither.
+
+        A longer table takes the place of the one there was, which other threads may still be reading.
+        """
+        turns = self.turns
+        positions = turns.size // (2 * self.config.head)
+        if tokens > positions:
+            turns = self.turns = make_turns(self.config, max(tokens, min(2 * positions, self.config.context)))
+        return turns
 
     def run(self, batch: Batch, first: int, last: int) -> None:
         """Some of the forward's phases, on all threads."""
@@ -216,18 +231,17 @@ def pack_model(checkpoint: Checkpoint, levels: bool, team: Team) -> Model:
     norms = [f"layers.{layer}.{name}" for layer in range(layers) for name in NORMS]
     head_norms = [f"layers.{layer}.self_attn.{name}_norm" for layer in range(layers) for name in "qk"]
     return Model(
-        layers, config.width, config.mlp, config.heads, config.key_heads, config.head, config.reach, config.context,
+        layers, config.width, config.mlp, config.heads, config.key_heads, config.head, config.reach,
         np.float32(config.epsilon), np.float32(config.query_scalar**-0.5),
-        qkv, output, expand, contract, vectors(*norms, "norm"), vectors(*head_norms), turns(config),
+        qkv, output, expand, contract, vectors(*norms, "norm"), vectors(*head_norms),
         np.array([kind == SLIDING for kind in config.layer_kinds]),
     )  # fmt: skip
 
 
-def turns(config: Config) -> Floats:
-    """Cosines and sines side by side, (2, context, head) flat: sliding layers, full layers."""
-    angles = [
-        rotary_angles(config.context, config.head, base, np.float32) for base in (config.sliding_base, config.full_base)
-    ]
+def make_turns(config: Config, positions: int) -> Floats:
+    """Cosines and sines side by side, (2, positions, head) flat: sliding layers, full layers."""
+    bases = config.sliding_base, config.full_base
+    angles = [rotary_angles(positions, config.head, base, np.float32) for base in bases]
     return np.stack([np.concatenate(pair, axis=1) for pair in angles]).ravel()
 
 
@@ -295,8 +309,8 @@ def passes(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
         yield group
 
 
-def make_batch(lengths: list[int], model: Model, threads: int, by_rows: bool) -> Batch:
-    """Room for a pass over texts of these lengths."""
+def make_batch(lengths: list[int], model: Model, turns: Floats, threads: int, by_rows: bool) -> Batch:
+    """Room for a pass over texts of these lengths, whose positions turns must hold."""
     int8, panel, rows = model.qkv.bits < 32, model.qkv.panel, sum(lengths)
     room = round_up(rows, ROWS) + ROWS  # a tile of queries may begin at a text's last token
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -315,7 +329,7 @@ def make_batch(lengths: list[int], model: Model, threads: int, by_rows: bool) ->
     if model.heads * model.head != model.width:  # else a row of context can stand where its normed was
         context, context_levels = floats(model.heads * model.head), levels(model.output.depth)
     return Batch(
-        rows, room, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths),
+        rows, room, stride, starts, panels, np.array(blocks), np.repeat(np.arange(len(lengths)), lengths), turns,
         floats(model.width), normed, floats(model.qkv.columns, PANEL), context,
         floats(model.output.columns), floats(0 if int8 else model.mlp),
         np.zeros(0 if int8 else model.key_heads * panels[-1] * model.head * panel, np.float32),

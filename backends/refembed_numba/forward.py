@@ -50,7 +50,6 @@ class Model(NamedTuple):
     norms      (layers + 1, 4, width) flat, one added: before attention, after it, before the MLP, after it; the last
                layer is followed by the model's own norm
     head_norms (layers, 2, head) flat, one added: of queries, of keys
-    turns      (2, context, head) flat: cosines and sines of sliding and of full layers
     sliding    (layers) whether a layer is
     """
 
@@ -61,7 +60,6 @@ class Model(NamedTuple):
     key_heads: int
     head: int
     reach: int
-    context: int
     epsilon: np.float32
     scale: np.float32
     qkv: Matrix
@@ -70,7 +68,6 @@ class Model(NamedTuple):
     contract: Matrix
     norms: NDArray[np.float32]
     head_norms: NDArray[np.float32]
-    turns: NDArray[np.float32]
     sliding: NDArray[np.bool_]
 
 
@@ -83,6 +80,7 @@ class Batch(NamedTuple):
     panels     (texts + 1) first panel of each text's keys
     blocks     (blocks, 2) text and first token of every block of attention
     text_of    (rows) text of each row
+    turns      (2, positions, head) flat: cosines and sines of sliding and of full layers, for the longest text at least
     x          (rows, width) flat, the residual stream
     normed     (rows, width), queries_keys_values, context, update: what products read and write
     gated      (rows, mlp), float32 only
@@ -104,6 +102,7 @@ class Batch(NamedTuple):
     panels: NDArray[np.int64]
     blocks: NDArray[np.int64]
     text_of: NDArray[np.int64]
+    turns: NDArray[np.float32]
     x: NDArray[np.float32]
     normed: NDArray[np.float32]
     qkv: NDArray[np.float32]
@@ -167,11 +166,11 @@ def turn_rows(model, batch, layer, first, last):
     for row in range(first, last):
         text = batch.text_of[row]
         position = row - batch.starts[text]
-        turn = (kind * model.context + position) * head
+        turn = kind * (len(batch.turns) // 2) + position * head
         for part in range(model.heads + model.key_heads):
             at, key = row * columns + part * head, part - model.heads
             weight = (layer * 2 + (1 if key >= 0 else 0)) * head
-            norm_and_turn(batch.qkv, at, head, model.head_norms, weight, model.epsilon, model.turns, turn)
+            norm_and_turn(batch.qkv, at, head, model.head_norms, weight, model.epsilon, batch.turns, turn)
             place = key * panels + batch.panels[text]
             level = part * batch.room + row  # of head_words
             if model.qkv.bits < 32:

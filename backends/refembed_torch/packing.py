@@ -13,6 +13,8 @@ from refembed.errors import RefembedError
 from refembed.reference import FULL, SLIDING, Config
 from refembed.reference.positions import rotary_angles
 
+FIRST_POSITIONS = 2048  # of the first tables of cosines and sines: the released model's whole context
+
 
 class Batch(NamedTuple):
     """Texts one after the other.
@@ -90,15 +92,22 @@ class Turns(NamedTuple):
 
 def turns(batch: Batch, config: Config, dtype: torch.dtype) -> dict[str, Turns]:
     """Those of every token by kind of layer."""
-    tables = {kind: turn_tables(config, kind, dtype, batch.ids.device) for kind in set(config.layer_kinds)}
+    positions = FIRST_POSITIONS
+    while positions < max(batch.lengths):  # a config may allow texts that nobody has, and memory neither
+        positions *= 2
+    positions = min(positions, config.context)
+    kinds = set(config.layer_kinds)
+    tables = {kind: turn_tables(config, kind, positions, dtype, batch.ids.device) for kind in kinds}
     return {kind: Turns(*(table[batch.positions, None] for table in pair)) for kind, pair in tables.items()}
 
 
 @lru_cache(maxsize=16)
-def turn_tables(config: Config, kind: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of every position, (context, head/2) each. The angles are float64's: float32's are 1e-4 off at the far end."""
+def turn_tables(
+    config: Config, kind: str, positions: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of the first positions, (positions, head/2) each; the angles are float64's: float32's are 1e-4 off at 2,047."""
     base = {SLIDING: config.sliding_base, FULL: config.full_base}[kind]
-    pair = rotary_angles(config.context, config.head, base, np.float64)
+    pair = rotary_angles(positions, config.head, base, np.float64)
     with torch.inference_mode(False):  # kept for whoever comes, who may want a gradient
         cos, sin = (torch.from_numpy(table).to(device, dtype) for table in pair)
     return cos, sin

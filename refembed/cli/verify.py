@@ -186,7 +186,11 @@ def open_port(given: argparse.Namespace, suite: Suite) -> Port:
     if given.vectors is not None:
         return FilePort(Path(given.vectors))
     folder = given.checkpoint or suite.folder / "checkpoint"
-    if not Path(folder).exists():
+    if given.checkpoint and not os.path.exists(folder):  # pathlib's own raises where a name is too long for any file
+        raise RefembedError(
+            "folder-missing", f"{folder} is not there; give --checkpoint a model folder or a .gguf file"
+        )
+    if not os.path.exists(folder):
         raise RefembedError(
             "verify-checkpoint", f"{suite.name} carries no weights; name the model's folder by --checkpoint"
         )

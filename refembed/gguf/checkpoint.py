@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,25 +23,28 @@ from .header import Entry, Header, read_header, round_up
 from .tokenizer import Vocabulary, read_vocabulary, tokenizer_file
 
 ARCHITECTURE = "gemma-embedding"
+OWN = f"{ARCHITECTURE}."  # before every key that is the architecture's: without it a key is another's, and says nothing
 SIZES = {  # ours -> the file's key
-    "width": "embedding_length",
-    "mlp": "feed_forward_length",
-    "heads": "attention.head_count",
-    "key_heads": "attention.head_count_kv",
-    "head": "attention.key_length",
-    "context": "context_length",
+    "width": f"{OWN}embedding_length",
+    "mlp": f"{OWN}feed_forward_length",
+    "heads": f"{OWN}attention.head_count",
+    "key_heads": f"{OWN}attention.head_count_kv",
+    "head": f"{OWN}attention.key_length",
+    "context": f"{OWN}context_length",
 }
 TOKENS = {"bos": "tokenizer.ggml.bos_token_id", "eos": "tokenizer.ggml.eos_token_id"}
 # key -> the only value EmbeddingGemma has; an absent key means the same
 FIXED = {
-    "attn_logit_softcapping": 0.0,
-    "rope.scale_linear": 1.0,
-    "rope.scaling.type": "none",
-    "rope.scaling.factor": 1.0,
+    f"{OWN}attn_logit_softcapping": 0.0,
+    f"{OWN}rope.scale_linear": 1.0,
+    f"{OWN}rope.scaling.type": "none",
+    f"{OWN}rope.scaling.factor": 1.0,
 }
 # What llama.cpp takes where the key is absent; its converter did not write them, or does not
 SLIDING_BASE, PATTERN = 10_000.0, 6
-SLIDING_KEY, EPSILON_KEY = "rope.freq_base_swa", "attention.layer_norm_rms_epsilon"
+SLIDING_KEY, FULL_KEY, EPSILON_KEY = (
+    f"{OWN}{key}" for key in ("rope.freq_base_swa", "rope.freq_base", "attention.layer_norm_rms_epsilon")
+)
 CAUSAL = "a causal Gemma 3's vectors would mean nothing"
 POOLERS = {1: "mean", 2: "first", 3: "last"}  # llama.cpp's pooling_type -> ours
 NAMES = {  # the file's name without .weight -> the checkpoint's; N is the layer
@@ -157,6 +160,7 @@ def open_gguf(file: Path) -> GgufCheckpoint:
     tensors = open_tensors(file, header)
     config = read_config(metadata, tensors)
     check_shapes(file, tensors, config)
+    tensors = {name: norm_of(tensor) if name.endswith("norm.weight") else tensor for name, tensor in tensors.items()}
     vocabulary = read_vocabulary(file, header.values, config.bos, config.eos)
     if len(vocabulary.texts) != config.vocabulary:
         raise RefembedError(
@@ -172,11 +176,10 @@ def open_gguf(file: Path) -> GgufCheckpoint:
 
 # ------------------------------------------------------------------------------------------------------------- metadata
 class Metadata(Reader):
-    """A file's values by key, each checked as it is read; keys of the architecture without its name."""
+    """A file's values by key, each checked as it is read."""
 
     def __init__(self, file: Path, values: dict[str, Any]) -> None:
-        self.file = file
-        self.values = {key.removeprefix(f"{ARCHITECTURE}."): value for key, value in values.items()}
+        self.file, self.values = file, values
 
     def fixed(self, key: str, needed: object, id: str, why: str) -> None:
         """Refuse another value than this one; an absent key means it."""
@@ -195,7 +198,7 @@ def check_kind(metadata: Metadata) -> None:
         raise metadata.refuse("config-causal", "general.architecture", found, f"{ARCHITECTURE!r} is needed: {CAUSAL}")
     if found != ARCHITECTURE:
         raise metadata.refuse("config-model-type", "general.architecture", found, f"only {ARCHITECTURE!r} is supported")
-    metadata.fixed("attention.causal", False, "config-causal", CAUSAL)
+    metadata.fixed(f"{OWN}attention.causal", False, "config-causal", CAUSAL)
     metadata.fixed("general.quantization_version", 2, "config-quantization", "convert the model again")
     for key, needed in FIXED.items():
         metadata.fixed(key, needed, "config-unsupported", "EmbeddingGemma has no other")
@@ -215,19 +218,19 @@ def read_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
         )
     if head % 2:
         raise metadata.refuse("config-heads", SIZES["head"], head, "an even number is needed to rotate pairs")
-    same = {"attention.value_length": head, "rope.dimension_count": head}
+    same = {f"{OWN}attention.value_length": head, f"{OWN}rope.dimension_count": head}
     same |= {
-        "dense_2_feat_in": up[-1],
-        "dense_2_feat_out": up[0],
-        "dense_3_feat_in": down[-1],
-        "dense_3_feat_out": down[0],
+        f"{OWN}dense_2_feat_in": up[-1],
+        f"{OWN}dense_2_feat_out": up[0],
+        f"{OWN}dense_3_feat_in": down[-1],
+        f"{OWN}dense_3_feat_out": down[0],
     }
     for key, needed in same.items():
         metadata.fixed(key, needed, "config-unsupported", "the rest of the file says so")
-    pooling = metadata.values.get("pooling_type", 1)
+    pooling = metadata.values.get(f"{OWN}pooling_type", 1)
     if type(pooling) is not int or pooling not in POOLERS:
         raise metadata.refuse(
-            "pooling-unsupported", "pooling_type", pooling, f"one of {POOLERS} over every token is needed"
+            "pooling-unsupported", f"{OWN}pooling_type", pooling, f"one of {POOLERS} over every token is needed"
         )
     return Config(
         **sizes,
@@ -236,9 +239,9 @@ def read_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
         dense=up[0],
         dimensions=down[0],
         layer_kinds=read_layer_kinds(metadata),
-        reach=read_reach(metadata, "attention.sliding_window"),
+        reach=read_reach(metadata, f"{OWN}attention.sliding_window"),
         sliding_base=metadata.positive(SLIDING_KEY, metadata.values.get(SLIDING_KEY, SLIDING_BASE)),
-        full_base=metadata.positive("rope.freq_base", metadata.get("rope.freq_base")),
+        full_base=metadata.positive(FULL_KEY, metadata.get(FULL_KEY)),
         query_scalar=float(head),
         epsilon=metadata.positive(EPSILON_KEY, metadata.get(EPSILON_KEY)),
         pooler=POOLERS[pooling],
@@ -247,11 +250,10 @@ def read_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
 
 def read_layer_kinds(metadata: Metadata) -> tuple[str, ...]:
     """Every n-th layer full, or a list of which ones slide; every sixth where the file says nothing, as llama.cpp."""
-    count = metadata.whole("block_count", 1, MOST_LAYERS)
-    key = "attention.sliding_window_pattern"
-    if not isinstance(pattern := metadata.values.get(key, PATTERN), np.ndarray):
-        metadata.values[key] = pattern
-        every = metadata.whole(key)
+    count = metadata.whole(f"{OWN}block_count", 1, MOST_LAYERS)
+    key = f"{OWN}attention.sliding_window_pattern"
+    if not isinstance(pattern := metadata.values.get(key), np.ndarray):
+        every = metadata.whole(key) if key in metadata.values else PATTERN
         return tuple(SLIDING if (index + 1) % every else FULL for index in range(count))
     if pattern.dtype != np.bool_ or len(pattern) != count:
         found = f"{len(pattern)} of {pattern.dtype}"
@@ -307,8 +309,6 @@ def open_tensor(file: Path, header: Header, name: str, entry: Entry, offset: int
     stored = header.data[start : start + size].view(kind.stored).reshape(*entry.shape[:-1], columns // per_block)
     if kind.grid:
         return BlockTensor(ours, file, stored, stored["scale"], kind.grid), size
-    if ours.endswith("norm.weight"):
-        stored = less_one(stored)
     return StoredTensor(ours, file, stored), size
 
 
@@ -322,10 +322,12 @@ def our_name(file: Path, name: str) -> str:
     return f"{ours.replace('N', layer[1], 1) if layer else ours}.weight"
 
 
-def less_one(weight: NDArray[Any]) -> NDArray[np.float32]:
+def norm_of(tensor: Tensor) -> Tensor:
     """A norm weight as the checkpoint has it: llama.cpp's files have the one added that the norm adds.
 
-    float32 does not hold every weight plus one: of the released model's weights 16 % come back half a step of the sum
-    beside the checkpoint's (relative 6e-8), and the sum, which is what a norm multiplies by, is the same for all.
+    Of a tensor whose shape is known to be right, since this one is copied. float32 does not hold every weight plus one:
+    of the released model's weights 16 % come back half a step of the sum beside the checkpoint's (relative 6e-8), and
+    the sum, which is what a norm multiplies by, is the same for all.
     """
-    return (widen(weight, np.float64) - 1).astype(np.float32)
+    assert isinstance(tensor, StoredTensor)  # blocks are of matrices
+    return replace(tensor, stored=(widen(tensor.stored, np.float64) - 1).astype(np.float32))

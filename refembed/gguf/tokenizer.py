@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from ..output import whole_file
 KEYS = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token_type
 LONGEST_PIECE = 128  # characters; the released model's longest has 31
+MOST_ADDED = 2**16  # tokens; the released model has 6,415
+MOST_MERGES = 2**20  # the released model's pieces have 514,906
+MOST_LETTERS = 2**23  # of all merges' pieces together; the released model's have 3,117,918
 # The released tokenizer has one token beyond the embedding table, which the file has not: text that spells it must be
 # refused here as there (TOK-9). Gemma's vocabulary is known by the token that opens an image.
 BEYOND, BESIDE = "<image_soft_token>", "<start_of_image>"
@@ -82,7 +86,8 @@ def tokenizer_file(file: Path, vocabulary: Vocabulary) -> Path:
 def tokenizer_json(file: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     """The content of the released form: byte-pair encoding with bytes as the last resort, spaces written as low lines.
 
-    Raises RefembedError where two pieces are the same, or one is no text.
+    Raises RefembedError where two pieces are the same, one is no text, or there are more merges or added
+    tokens than any real model has.
     """
     pieces: list[str] = []
     for text, type in zip(vocabulary.texts, vocabulary.types.tolist(), strict=True):
@@ -101,6 +106,8 @@ def tokenizer_json(file: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     types = dict(zip(pieces, vocabulary.types.tolist(), strict=True))
     added = [piece for piece in pieces if types[piece] in (UNKNOWN, CONTROL, USER_DEFINED)]
     added += [BEYOND] if BESIDE in ids and BEYOND not in ids else []
+    if len(added) > MOST_ADDED:
+        raise RefembedError("gguf-too-large", f"{file} has {len(added)} added tokens, at most {MOST_ADDED} expected")
     special = {"<bos>": vocabulary.bos, "<eos>": vocabulary.eos}
     return {
         "version": "1.0",
@@ -146,7 +153,7 @@ def tokenizer_json(file: Path, vocabulary: Vocabulary) -> dict[str, Any]:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": ids,
-            "merges": merges(ids, vocabulary),
+            "merges": merges(file, ids, vocabulary),
         },
     }
 
@@ -157,19 +164,33 @@ def between(text: str, type: int) -> list[dict[str, dict[str, Any]]]:
     return [bos, {"Sequence": {"id": text, "type_id": type}}, eos]
 
 
-def merges(ids: Mapping[str, int], vocabulary: Vocabulary) -> list[tuple[str, str]]:
+def merges(file: Path, ids: Mapping[str, int], vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, first the pieces of the highest score.
 
     The file has scores of ordinary pieces only; the others had 0 before llama.cpp's converter, which is the highest. In
     this order, transformers' for SentencePiece models, the released model's 514,906 come out as its tokenizer.json has
     them.
+
+    Raises RefembedError where there are too many: pieces of a few hundred kilobytes can make a million.
     """
-    found = []
-    scores = np.where(vocabulary.types == NORMAL, vocabulary.scores, 0).tolist()
+    pieces = list(ids)
+    found = array("i")  # ids of left, right, and both together; texts are made when all are counted
+    letters = 0
     for piece, id in ids.items():
-        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-        known = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
-        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(scores[id], len(left), len(right), left, right) for left, right in known]
-    found.sort(key=lambda merge: merge[:3], reverse=True)
-    return [(left, right) for *_, left, right in found]
+        pairs = ((ids.get(piece[:at]), ids.get(piece[at:])) for at in range(1, len(piece)))
+        known = sorted((left, right) for left, right in pairs if left is not None and right is not None)
+        for pair in known:
+            found.extend((*pair, id))
+        letters += len(known) * len(piece)
+        if len(found) > 3 * MOST_MERGES or letters > MOST_LETTERS:
+            raise RefembedError(
+                "gguf-too-large",
+                f"{file}: its first {id + 1} tokens make {len(found) // 3} merges of {letters} letters, at most "
+                f"{MOST_MERGES} and {MOST_LETTERS} expected",
+            )
+    sizes = np.array([len(piece) for piece in pieces])
+    scores = np.where(vocabulary.types == NORMAL, vocabulary.scores, 0)
+    left, right, both = np.array(found, np.int64).reshape(-1, 3).T
+    order = np.lexsort((-sizes[right], -sizes[left], -scores[both]))  # the last counts most
+    sides = zip(left[order].tolist(), right[order].tolist(), strict=True)
+    return [(pieces[one], pieces[other]) for one, other in sides]

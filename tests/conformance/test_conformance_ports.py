@@ -810,6 +810,15 @@ def test_suite_without_weights_asks_for_a_folder(here, capsys):
     assert capsys.readouterr().err.endswith(bracketed("verify-checkpoint"))
 
 
+def test_a_checkpoint_that_is_not_there_is_named(capsys):
+    """Wrong if a misspelt folder is answered with what the suite lacks, which here it does not even lack."""
+    for name in ("nowhere/at/all", "x" * 300):
+        assert main(["verify", "--backend", "numpy", "--checkpoint", name]) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert error.endswith(bracketed("folder-missing"))
+
+
 def test_command_with_spaces_and_quotes_is_split_as_a_shell_would(here):
     """Wrong if a program in a folder with a space in its name cannot be reached."""
     folder = here / "with space"

@@ -230,6 +230,19 @@ def test_what_older_converters_left_out(tmp_path: Path) -> None:
     assert found == replace(SMALL, layer_kinds=(SLIDING,) * 3, sliding_base=10_000.0, reach=256)
 
 
+def test_keys_of_no_architecture_say_nothing(tmp_path: Path) -> None:
+    """A key without the architecture's name before it, or with a general one's after it, takes its place."""
+    content = values_of(SMALL) | {
+        "attention.sliding_window": Value(U32, 2),
+        "pooling_type": Value(U32, 3),
+        "gemma-embedding.general.alignment": Value(U32, 128),
+        "gemma-embedding.tokenizer.ggml.bos_token_id": Value(U32, 3),
+        "gemma-embedding.split.count": Value(U32, 9),
+    }
+    (tmp_path / "more.gguf").write_bytes(pack(list(content.items()), tensors_of(SMALL)))
+    assert open_checkpoint(tmp_path / "more.gguf").config == SMALL
+
+
 def test_layers_as_a_list(tmp_path: Path) -> None:
     """A list of which layers slide is read the other way round."""
     pattern = Value(BOOL, [False, True, False], array=True)

@@ -1,5 +1,6 @@
 """Damaged and hostile GGUF files: each kind is refused by its own id, on one line, soon, and without taking memory."""
 
+import os
 import struct
 import time
 import tracemalloc
@@ -11,7 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import BOOL, F32, I32, SMALL, STRING, U8, U32, U64, Tensor, Value, pack, tensors_of, text, values_of
+from gguf_files import (
+    BOOL,
+    F32,
+    I32,
+    SMALL,
+    STRING,
+    U8,
+    U32,
+    U64,
+    Tensor,
+    Value,
+    pack,
+    tensors_of,
+    text,
+    values_of,
+    write_gguf,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -79,11 +96,35 @@ def sparse(entries: list[tuple[str, bytes]], size: int) -> Spoil:
     return spoil
 
 
+def endless_norm(file: Path) -> None:
+    """The last norm of a hundred million numbers, in a file that has them all and takes no room on the disk."""
+    others = [one for one in TENSORS if one.name != "output_norm.weight"]
+    file.write_bytes(pack(list(VALUES.items()), [*others, Tensor("output_norm.weight", (10**8,), 30, b"")]))
+    with file.open("r+b") as handle:
+        handle.truncate(file.stat().st_size + 2 * 10**8)
+
+
 def pieces(change: Callable[[list[Any]], Any], key: str = "tokens", kind: int | None = None) -> Spoil:
     """The list of pieces, scores or types otherwise."""
     old = VALUES[f"tokenizer.ggml.{key}"]
     assert isinstance(old, Value)
     return values(**{f"__tokenizer__ggml__{key}": old._replace(value=change(list(old.value)), kind=kind or old.kind)})
+
+
+def merging(file: Path) -> None:
+    """4,159 pieces more, of which nearly each can be made in as many ways as it has letters, and a table with a row
+    for each.
+    """
+    sides = ["a" * size for size in range(64)]
+    new = [*sides[2:], *(f"{before}X{after}" for before in sides for after in sides)]
+    content = dict(VALUES)
+    for key, more in (("tokens", new), ("scores", [-500.0] * len(new)), ("token_type", [1] * len(new))):
+        old = content[f"tokenizer.ggml.{key}"]
+        assert isinstance(old, Value)
+        content[f"tokenizer.ggml.{key}"] = old._replace(value=[*old.value, *more])
+    dims, rows = (SMALL.width, SMALL.vocabulary + len(new)), bytes(4 * SMALL.width * len(new))
+    tables = [one._replace(dims=dims, data=one.data + rows) if one.name == TABLE else one for one in TENSORS]
+    file.write_bytes(pack(list(content.items()), tables))
 
 
 def put(place: int, value: Any) -> Callable[[list[Any]], list[Any]]:
@@ -143,6 +184,14 @@ BAD: dict[str, tuple[str, str, Spoil]] = {
     "said-to-be-causal": ("config-causal", "attention.causal", values(attention__causal=Value(BOOL, True))),
     "another-model": ("config-model-type", "bert", values(__general__architecture=Value(STRING, "bert"))),
     "architecture-a-list": ("config-model-type", "1", values(__general__architecture=Value(U8, [1, 2], array=True))),
+    "architecture-another-then-ours-within": (
+        "config-model-type", "bert",
+        values(__general__architecture=Value(STRING, "bert"), general__architecture=Value(STRING, OWN[:-1])),
+    ),
+    "architecture-only-within": (
+        "config-missing", "general.architecture",
+        values(__general__architecture=None, general__architecture=Value(STRING, OWN[:-1])),
+    ),
     "architecture-missing": ("config-missing", "general.architecture", values(__general__architecture=None)),
     "sharded": ("weights-sharded", "split.count", values(__split__count=Value(2, 3))),
     "a-later-shard": ("weights-sharded", "split.count", raw(pack([("split.count", Value(2, 3))], []))),
@@ -152,6 +201,9 @@ BAD: dict[str, tuple[str, str, Spoil]] = {
     "one-dense-missing": ("dense-missing", "no dense_3", without("dense_3.weight")),
     # numbers
     "width-missing": ("config-missing", "embedding_length", values(embedding_length=None)),
+    "width-of-no-architecture": (
+        "config-missing", f"{OWN}embedding_length", values(embedding_length=None, __embedding_length=Value(U32, 64))
+    ),
     "width-a-text": ("config-type", "embedding_length", values(embedding_length=Value(STRING, "64"))),
     "width-true": ("config-type", "embedding_length", values(embedding_length=Value(BOOL, True))),
     "width-0": ("config-range", "embedding_length", values(embedding_length=Value(U32, 0))),
@@ -185,6 +237,7 @@ BAD: dict[str, tuple[str, str, Spoil]] = {
     # tensors
     "no-dimensions": ("gguf-tensor", "0 dimensions", tensor(NORM, dims=())),
     "five-dimensions": ("gguf-tensor", "5 dimensions", tensor(NORM, dims=(64, 1, 1, 1, 1))),
+    "norm-of-a-hundred-million": ("tensor-shape", "norm.weight has shape (100000000,)", endless_norm),
     "dimension-0": ("tensor-shape", "attn_norm", tensor(NORM, dims=(0,))),
     "size-beyond-64-bits": ("gguf-truncated", "attn_norm", tensor(NORM, dims=(2**63, 2**63))),
     "size-beyond-the-file": ("gguf-truncated", "token_embd", tensor(TABLE, dims=(64, 2**40))),
@@ -225,6 +278,7 @@ BAD: dict[str, tuple[str, str, Spoil]] = {
     "token-twice": ("gguf-tokenizer", "same", pieces(put(300, "th"))),
     "token-not-utf-8": ("gguf-tokenizer", "token 300", pieces(put(300, b"\xff"))),
     "token-without-end": ("gguf-tokenizer", "token 300", pieces(put(300, "ab" * 100_000))),
+    "merges-without-end": ("gguf-too-large", "merges of", merging),
     "bos-elsewhere": ("tokenizer-special", "<bos>", values(__tokenizer__ggml__bos_token_id=Value(U32, 3))),
     "eos-missing": ("config-missing", "eos", values(__tokenizer__ggml__eos_token_id=None)),
     "no-such-eos": ("tokenizer-special", "<eos>", pieces(put(1, "<end>"))),
@@ -249,24 +303,53 @@ def bounded() -> Iterator[None]:
     assert peak < MEBIBYTES * 2**20
 
 
-def use(file: Path) -> None:
+def use(file: Path, backend: str = "numpy") -> None:
     """Load it and embed a text; nothing damaged may pass for a model."""
-    refembed.load(file, backend="numpy").encode(["a red planet"])
+    refembed.load(file, backend=backend).encode(["a red planet"])
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_it_is_refused(name: str, tmp_path: Path) -> None:
     """A file of this kind is taken, or answered with a traceback, slowly, or by taking memory."""
+    check_refusal(name, tmp_path, "numpy")
+
+
+def check_refusal(name: str, tmp_path: Path, backend: str) -> None:
     id, says, spoil = BAD[name]
     file = tmp_path / "bad.gguf"
     spoil(file)
+    kept = Path(os.environ["REFEMBED_CACHE"], "gguf")
+    before = set(kept.glob("*"))
     with bounded(), pytest.raises(RefembedError) as caught:
-        use(file)
+        use(file, backend)
     assert caught.value.id == id or (id.endswith("-") and caught.value.id.startswith(id))
     assert says in str(caught.value)
     assert "bad.gguf" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+    if caught.value.id.startswith("gguf-"):  # of a tokenizer that is none, none is kept
+        assert set(kept.glob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def numba_ready(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the rows need is compiled, which takes time and memory of its own."""
+    pytest.importorskip("numba")
+    for kind in ("F32", "Q8_0", "Q4_0"):
+        file = write_gguf(tmp_path_factory.mktemp("whole") / "whole.gguf", kind=kind)
+        refembed.load(file, backend="numba").encode("a red planet")
+
+
+FIRST = {id: name for name, (id, *_) in reversed(BAD.items())}  # of each kind
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BAD if BAD[name][0] == "tensor-not-finite" or name in FIRST.values()]
+)
+@pytest.mark.usefixtures("numba_ready")
+def test_it_is_refused_by_numba(name: str, tmp_path: Path) -> None:
+    """The backend that computes from a file's own blocks takes what NumPy's refuses, or refuses it otherwise."""
+    check_refusal(name, tmp_path, "numba")
 
 
 def test_the_list_is_long() -> None:

@@ -18,6 +18,7 @@ from refembed_numba.tokenizer import open_tokenizer as open_compiled
 
 from refembed.checkpoint import open_checkpoint
 from refembed.errors import RefembedError
+from refembed.gguf import tokenizer as gguf_tokenizer
 from refembed.gguf.tokenizer import BEYOND, CONTROL, USER_DEFINED, Vocabulary, tokenizer_file, tokenizer_json
 from refembed.tokenizer import Tokenizer
 
@@ -147,6 +148,27 @@ def test_beyond_the_table(tmp_path: Path) -> None:
     """Text that spells the token without a row is read as pieces here and refused in the folder (TOK-9)."""
     added = tokenizer_json(tmp_path, small())["added_tokens"]
     assert (added[-1]["content"], added[-1]["id"]) == (BEYOND, SMALL.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("bound", "count"),
+    [
+        ("MOST_MERGES", lambda content: len(content["model"]["merges"])),
+        ("MOST_LETTERS", lambda content: sum(len(left + right) for left, right in content["model"]["merges"])),
+        ("MOST_ADDED", lambda content: len(content["added_tokens"])),
+    ],
+)
+def test_what_is_made_of_pieces_has_a_bound(bound: str, count, tmp_path: Path, monkeypatch) -> None:
+    """A small file's pieces make a tokenizer.json of any size, or one that is refused is kept."""
+    monkeypatch.setenv("REFEMBED_CACHE", str(tmp_path / "cache"))
+    size = count(tokenizer_json(tmp_path, small()))
+    monkeypatch.setattr(gguf_tokenizer, bound, size - 1)
+    with pytest.raises(RefembedError, match=f"at most .*{size - 1}") as caught:
+        tokenizer_file(tmp_path, small())
+    assert caught.value.id == "gguf-too-large"
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(gguf_tokenizer, bound, size)
+    assert tokenizer_file(tmp_path, small()).exists()
 
 
 def test_it_is_made_once(tmp_path: Path, monkeypatch) -> None:

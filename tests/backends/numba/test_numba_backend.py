@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,6 +246,20 @@ def test_calls_from_many_threads(small: Checkpoint) -> None:
     assert len(found) == 6
     for results in found.values():
         np.testing.assert_array_equal(results, [expected] * 5)
+
+
+def test_turns_are_made_as_texts_need_them(small: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if a table of turns that grows while others read it changes a bit, or goes by the context in place of the
+    texts."""
+    texts = texts_of(SMALL, [1, 60, 3, 20, 33, 17])
+    needed = np.concatenate([NumbaEncoder(small, "float32", 1).encode([text]) for text in texts])
+    monkeypatch.setattr(numba_encoder, "FIRST_TURNS", 2 * SMALL.head)
+    model = NumbaEncoder(replace(small, config=replace(SMALL, context=2**24)), "float32", 2)
+    assert model.turns.size == 2 * 2 * SMALL.head
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: model.encode([text]), texts * 10))
+    np.testing.assert_array_equal(np.concatenate(found), np.tile(needed, (10, 1)))
+    assert model.turns.size < 2 * 2 * 60 * SMALL.head
 
 
 def test_a_thread_that_does_not_come() -> None:
