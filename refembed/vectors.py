@@ -29,7 +29,7 @@ def check_quantize(quantize: str | None, dimensions: int) -> None:
         )
 
 
-def quantize_vectors(vectors: Table, quantize: str | None) -> Table:
+def quantize_vectors(vectors: Any, quantize: str | None) -> Table:
     """Embeddings as an index keeps them.
 
     vectors    (..., n) floats
@@ -37,6 +37,7 @@ def quantize_vectors(vectors: Table, quantize: str | None) -> Table:
 
     Raises RefembedError for another word, vectors that are not finite floats, or a binary form of no whole bytes.
     """
+    vectors = np.asarray(vectors)
     if vectors.ndim < 1 or vectors.dtype.kind != "f" or not np.isfinite(vectors).all():
         raise RefembedError(
             "vectors-invalid", f"vectors {vectors.shape} {vectors.dtype} cannot be quantised: finite floats needed"
@@ -87,10 +88,10 @@ def similarity(first: Any, second: Any) -> NDArray[np.float32]:
     wide = np.empty((0, 0)) if bits else unit_rows(left)
     for start in range(0, len(right), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        if bits:  # one query at a time: the table of differing bytes is as large as the rows
-            scores[:, rows] = [binary_similarity(one[None], right[rows])[0] for one in left]
-        else:
+        if not bits:
             scores[:, rows] = wide @ unit_rows(right[rows]).T
+        for place, one in enumerate(left if bits else ()):  # each alone: the table of differing bytes is large
+            scores[place, rows] = binary_similarity(one[None], right[rows])[0]
     return scores
 
 
@@ -110,7 +111,7 @@ def width(table: Table) -> int:
 def nearest(query: Any, table: Any, k: int, rescore: int = 4, finer: Any = None) -> tuple[Table, Table]:
     """The k rows of a table nearest to a query: their places, and their scores, highest first, earlier among equals.
 
-    query     (d,) floats
+    query     (d,), or one row, of floats or int8; bits (d/8) search bits, and cannot rescore
     table     (n, d) floats or int8: every row is scored; (n, d/8) bits: k * rescore rows are found by counting bits
               that differ from the query's own, and scored by the query's floats
     rescore   how many times k; 0: bits are counted and nothing more
@@ -120,18 +121,27 @@ def nearest(query: Any, table: Any, k: int, rescore: int = 4, finer: Any = None)
 
     Source: MAT-9. Raises RefembedError as similarity() does, and for k below 1 or rescore below 0.
     """
-    if k < 1 or rescore < 0:
-        raise RefembedError("option-k", f"k is {k} and rescore {rescore}; at least 1 and 0 needed")
+    whole = all(isinstance(one, int | np.integer) for one in (k, rescore))
+    if not whole or k < 1 or rescore < 0:
+        raise RefembedError("option-k", f"k is {k!r} and rescore {rescore!r}; whole numbers, at least 1 and 0, needed")
     query, table, finer = (as_table(one) for one in (query, table, table if finer is None else finer))
     if len(finer) != len(table):
         raise RefembedError("vectors-invalid", f"finer has {len(finer)} rows, {len(table)} needed: the table's own")
+    if len(query) != 1:
+        raise RefembedError(
+            "vectors-invalid", f"the query is {len(query)} vectors; ask for the nearest of each by itself"
+        )
     if query.dtype.kind == "f" and not np.isfinite(query).all():
         raise RefembedError("vectors-invalid", "the query holds NaN or infinity, so that nothing is near it")
     if table.dtype != np.uint8:
         scores = similarity(query, table)[0]
         places = best(scores, k)
         return places, scores[places]
-    coarse = similarity(quantize_vectors(query, BINARY), table)[0]
+    if query.dtype == np.uint8:
+        asked, rescore = query, 0
+    else:
+        asked = quantize_vectors(query.astype(np.float32) if query.dtype == np.int8 else query, BINARY)
+    coarse = similarity(asked, table)[0]
     places = best(coarse, k * max(rescore, 1))
     if not rescore:
         return places, coarse[places]

@@ -104,6 +104,20 @@ def test_rescoring_all_is_the_ranking_by_floats(k: int, seed: int) -> None:
         np.testing.assert_array_equal(found, scores[places])
 
 
+def test_a_query_may_be_quantised_too() -> None:
+    """Wrong if a query as an index keeps it finds others than its signs do, or nothing compared gives no table."""
+    table, query = unit(40), unit(1, seed=1)
+    bits, levels = binary_vectors(table), int8_vectors(query)
+    for asked in (binary_vectors(query), binary_vectors(query)[0]):
+        places, scores = nearest(asked, bits, 5)
+        np.testing.assert_array_equal(places, nearest(query, bits, 5, rescore=0)[0])
+        np.testing.assert_array_equal(scores, similarity(asked, bits)[0, places])
+    np.testing.assert_array_equal(nearest(levels, bits, 5)[0], nearest(levels.astype(np.float32), bits, 5)[0])
+    np.testing.assert_array_equal(nearest(query, table, 5)[0], nearest(query[0], table, 5)[0])
+    assert similarity(bits[:0], bits).shape == (0, 40)
+    np.testing.assert_array_equal(quantize_vectors(table.tolist(), "binary"), bits)
+
+
 def test_rescoring_looks_at_few() -> None:
     """Wrong if more documents than k * rescore are scored, or others than those of the fewest differing bits."""
     documents, query = unit(200), unit(1, seed=9)[0]
@@ -243,6 +257,10 @@ def test_an_option_without_its_use_is_refused(tmp_path: Path, capsys: pytest.Cap
         (lambda: nearest(unit(1)[0], [[1] * 64], 1), "vectors-invalid"),  # whole numbers: a form that nothing says
         (lambda: nearest(unit(1)[0] * np.nan, unit(3), 1), "vectors-invalid"),
         (lambda: nearest(None, unit(3), 1), "vectors-invalid"),
+        (lambda: nearest(None, binary_vectors(unit(3)), 1), "vectors-invalid"),
+        (lambda: nearest(unit(2), unit(3), 1), "vectors-invalid"),
+        (lambda: nearest(unit(1)[0], unit(3), 1.0), "option-k"),
+        (lambda: nearest(unit(1)[0], unit(3), None), "option-k"),
         (lambda: refembed.load(TWIN).encode("red", quantize="float8"), "option-quantize"),
         (lambda: refembed.load(TWIN).encode("red", quantize="binary", dimensions=12), "option-quantize"),
     ],

@@ -5,7 +5,8 @@
   mixed-channel   attention in 8 bits, the rest in 4, a scale for each row: a seventh
 
 Every backend reads the folder. With --calibrate the weights are rounded for the texts of a file, which keeps the most:
-give 32,768 tokens, more are not used, of what the model will read, in every language it will read; it takes minutes.
+give 32,768 tokens, more are not used, nor more than 512 of one text, of what the model will read, in every language it
+will read; it takes minutes.
 spec/09-quantised-weights.md of the source distribution defines forms and methods.
 
   refembed quantize ~/embeddinggemma-300m ~/embeddinggemma-300m-int8 --format int8-block
@@ -22,7 +23,7 @@ from ..layout import check_new
 from ..quantization.calibrate import calibrate
 from ..quantization.folder import plain, quantize_folder
 from ..quantization.scales import least_error
-from ..quantization.texts import calibration_texts
+from ..quantization.texts import MOST_TOKENS, calibration_texts
 from ..reference.quantize import FORMS
 
 SCALES = {"least-error": least_error, "largest": plain}
@@ -38,8 +39,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--scales",
         choices=SCALES,
         default="least-error",
-        help="of plain rounding: with the least squared error, or of the largest magnitude, which suits a model trained "
-        "with its rounding (least-error)",
+        help="of plain rounding: with the least squared error, or of the largest magnitude, for models trained with it "
+        "(least-error)",
     )
     how.add_argument(
         "--calibrate", metavar="FILE", help="round for these texts: .txt (a line a text), .jsonl (key text), either .gz"
@@ -53,9 +54,12 @@ def run(given: argparse.Namespace) -> int:
     else:
         check_new(out)
         batch = calibration_texts(folder, given.calibrate)
+        tokens = sum(map(len, batch))
+        if tokens < MOST_TOKENS // 4:
+            print(f"warning: {tokens} tokens are few to calibrate on; plain rounding may lose less", file=sys.stderr)
         found = calibrate(folder, given.format, batch, show_progress=True)
         quantize_folder(folder, out, given.format, found.rounding, found.norms)
-        print(f"calibrated on {len(batch)} texts, {sum(map(len, batch))} tokens", file=sys.stderr)
+        print(f"calibrated on {len(batch)} texts, {tokens} tokens", file=sys.stderr)
     size = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
     print(f"{given.out}: {given.format}, weights {size / 1e6:.1f} MB", file=sys.stderr)
     return 0

@@ -248,3 +248,11 @@ def test_bad_calibration_files(
     assert main(command) == 2
     assert id in capsys.readouterr().err
     assert {file.name for file in tmp_path.iterdir()} <= {name}
+
+
+def test_few_texts_are_said_to_be_few(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong if somebody who calibrates on a line, or on one long text, is not told that it is worse than nothing."""
+    (tmp_path / "one.txt").write_text("a line\n")
+    command = ["quantize", str(folder), str(tmp_path / "out"), "--format", "int4-block", "--calibrate"]
+    assert main([*command, str(tmp_path / "one.txt")]) == 0
+    assert "are few to calibrate on" in capsys.readouterr().err
