@@ -195,7 +195,15 @@ def open_port(given: argparse.Namespace, suite: Suite) -> Port:
             "verify-checkpoint", f"{suite.name} carries no weights; name the model's folder by --checkpoint"
         )
     backend, _ = choose_backend(given.backend)
-    precision = own_precision(given.precision, backend, open_checkpoint(Path(folder)))
+    checkpoint, model_of = open_checkpoint(Path(folder)), suite.manifest["model"]
+    sizes = len(checkpoint.config.layer_kinds), checkpoint.config.dimensions
+    if sizes != (model_of["layers"], model_of["dimensions"]):
+        raise RefembedError(
+            "verify-checkpoint",
+            f"{folder} has {sizes[0]} layers and {sizes[1]} dimensions, {suite.name} {model_of['layers']} and "
+            f"{model_of['dimensions']}: it is another model; name its own golden vectors by --suite",
+        )
+    precision = own_precision(given.precision, backend, checkpoint)
     model = load(folder, backend=given.backend, precision=precision)
     if model.info.digest != suite.manifest["model"]["digest"]:
         print(f"note: {folder} holds other files than these golden vectors were made with", file=sys.stderr)

@@ -111,7 +111,9 @@ def blind(report: Report) -> list[str]:
     if 2 * report.visible >= report.known:
         return []
     seen = f"{report.visible} of {report.known} known mistakes"
-    better = "ask for more levels and cases" if report.precision == "float32" else "verify at float32 first"
+    better = (
+        "ask for more levels and cases" if report.precision == "float32" else "verify it with float32 weights first"
+    )
     return [f"  but only {seen} can be seen at {report.precision} by the {report.made_of} that were asked; {better}"]
 
 

@@ -31,6 +31,7 @@ from refembed.conformance.mutation import Text
 from refembed.conformance.port import DIALECTS, CallablePort, CallPort, CommandPort, FilePort, HttpPort, as_numbers
 from refembed.conformance.suite import golden_folder
 from refembed.conformance.verify import PATIENCE, RESTARTS, verify
+from refembed.embedder import DEFAULT_MODEL
 from refembed.errors import ERRORS, RefembedError
 
 PORTS = Path(__file__).parent / "ports"
@@ -808,6 +809,14 @@ def test_suite_without_weights_asks_for_a_folder(here, capsys):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert main(["verify", "--suite", str(copy), "--backend", "numpy"]) == 2
     assert capsys.readouterr().err.endswith(bracketed("verify-checkpoint"))
+
+
+def test_another_model_is_not_judged(capsys):
+    """Wrong if a model that is not the suite's gets a verdict, as if it were a port with mistakes."""
+    assert main(["verify", "--backend", "numpy", "--checkpoint", str(DEFAULT_MODEL)]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(bracketed("verify-checkpoint"))
+    assert "name its own golden vectors by --suite" in said
 
 
 def test_a_checkpoint_that_is_not_there_is_named(capsys):

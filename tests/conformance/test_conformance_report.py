@@ -227,7 +227,7 @@ def test_int4_says_how_little_it_sees(suite, seen, capsys):
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last[0] == "CONFORMS"
     assert f"only {seen} of 91 known mistakes can be seen at int4" in last[1]
-    assert "verify at float32 first" in last[1]
+    assert "verify it with float32 weights first" in last[1]
     assert main(words) == 0
     assert capsys.readouterr().out.endswith("\nCONFORMS\n")
 
