@@ -16,7 +16,7 @@ from ..reference.quantize import Grid, Quantized, grid_of, largest_level, pack_i
 from ..stored import SCALES, Tensor
 
 # weights, in whatever form, and what could run
-NOT_COPIED = (".safetensors", ".index.json", GGUF, ".onnx", ".onnx_data", ".h5", ".msgpack", ".py")
+NOT_COPIED: tuple[str, ...] = (".safetensors", ".index.json", GGUF, ".onnx", ".onnx_data", ".h5", ".msgpack", ".py")
 NOT_COPIED += tuple(pattern.removeprefix("*") for pattern in PICKLES)
 ROWS_AT_ONCE = 8192  # of a matrix, as floats in memory
 Rounding = Callable[[str, NDArray[np.float32], Grid], Quantized]  # of a matrix's name, some of its rows, and a grid
