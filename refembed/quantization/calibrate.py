@@ -137,9 +137,9 @@ class Calibration:
         coarse.states = coarse.states + self.settle_norm(name(after), output, relative)
 
     def mean_square(self, rows: Array) -> Array:
-        """(tokens), at least the epsilon that a norm adds: of a matrix of zeros all outputs are zeros."""
-        square: Array = np.maximum(np.mean(rows * rows, axis=1), np.float32(self.config.epsilon))
-        return square
+        """(tokens), the epsilon that a norm adds where it is zero: of a matrix of zeros all outputs are zeros."""
+        square = np.mean(rows * rows, axis=1)  # (tokens)
+        return np.where(square > 0, square, np.float32(self.config.epsilon))
 
     def settle(self, names: Sequence[str], wanted: Array, given: Array, weights: Array) -> None:
         """Quantise matrices that read the same inputs.
