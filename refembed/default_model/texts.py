@@ -8,7 +8,6 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,18 @@ import numpy as np
 SEED = 20_250_924
 SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
 
+
 # ---------------------------------------------------------------------------------------------- sentences of our own
-PEOPLE = """a man|a woman|a boy|a girl|two men|two women|the children|a young woman|an old man|a group of people|a child|
+def listed(words: str) -> list[str]:
+    """What stands between strokes."""
+    return words.replace("\n", "").split("|")
+
+
+PEOPLE = listed("""a man|a woman|a boy|a girl|two men|two women|the children|a young woman|an old man|a group of people|a child|
 a crowd|the police|a chef|a musician|a soldier|a doctor|a farmer|a teacher|three kids|a couple|someone|a player|
-a worker|a baby|a lady|people|a student|the president|a driver""".replace("\n", "").split("|")
-ANIMALS = """a dog|a cat|two dogs|a horse|a bird|a monkey|a panda|an elephant|a lion|a rabbit|a cow|a brown dog|a fish|
-a white cat|a duck|a sheep|a kitten|a puppy|a snake|a tiger|a bear|a black horse""".replace("\n", "").split("|")
+a worker|a baby|a lady|people|a student|the president|a driver""")
+ANIMALS = listed("""a dog|a cat|two dogs|a horse|a bird|a monkey|a panda|an elephant|a lion|a rabbit|a cow|a brown dog|a fish|
+a white cat|a duck|a sheep|a kitten|a puppy|a snake|a tiger|a bear|a black horse""")
 THINGS = {
     "playing": "a guitar|the piano|football|a violin|cards|chess|the drums|a flute|a video game|baseball|with a ball",
     "cutting": "an onion|a tomato|paper|bread|vegetables|a potato|a cake|meat|wood|the grass|a carrot|hair",
@@ -47,22 +52,22 @@ THINGS = {
     "killing": "a man|several people|a mouse|the engine",
     "announcing": "a new plan|the results|a visit|higher prices|peace talks",
 }
-MOVES = """running|walking|jumping|sleeping|swimming|dancing|sitting|standing|singing|laughing|crying|lying down|talking|
-smiling|waiting|playing|falling|flying|fighting|looking around|resting|skating|skiing|working""".replace("\n", "").split("|")
-PLACES = """in the park|on a beach|in the kitchen|on the street|in a field|in the snow|near a river|in the water|at night|
-on a couch|on the stage|in front of a house|under a tree|in a room|on a bench|by a lake|in the city|at a table|
-in the grass|on the road|at school|in a restaurant|on a mountain|at the station||||""".replace("\n", "").split("|")
-MATTERS = """my card|my payment|my order|a refund|my account|my password|a transfer|the cash machine|my bill|my phone|
+MOVES = listed("""running|walking|jumping|sleeping|swimming|dancing|sitting|standing|singing|laughing|crying|lying down|
+talking|smiling|waiting|playing|falling|flying|fighting|looking around|resting|skating|skiing|working""")
+PLACES = listed("""in the park|on a beach|in the kitchen|on the street|in a field|in the snow|near a river|in the water|
+at night|on a couch|on the stage|in front of a house|under a tree|in a room|on a bench|by a lake|in the city|at a table|
+in the grass|on the road|at school|in a restaurant|on a mountain|at the station||||""")
+MATTERS = listed("""my card|my payment|my order|a refund|my account|my password|a transfer|the cash machine|my bill|my phone|
 my subscription|a parcel|my ticket|my booking|a loan|my bank account|my salary|the invoice|my address|my PIN|
 a direct debit|the exchange rate|a cheque|a fee|my identity|a top up|the app|my laptop|the delivery|my passport|
-a foreign currency|my credit card|my balance|a cash withdrawal|my insurance|a discount|my data""".replace("\n", "").split("|")
-ASKED = """how do I cancel {}|why was {} declined|where is {}|I lost {}, what should I do|can I change {}|
+a foreign currency|my credit card|my balance|a cash withdrawal|my insurance|a discount|my data""")
+ASKED = listed("""how do I cancel {}|why was {} declined|where is {}|I lost {}, what should I do|can I change {}|
 how long does {} take|why is {} still pending|I want to know about {}|there is a problem with {}|how much is {}|
 what is {}|I can't find {}|who can help me with {}|I did not authorize {}|is there a charge for {}|
 when will {} arrive|how can I get {}|{} is not working|please help, {} is wrong|do you support {}|
 I was charged twice for {}|can you explain {}|why has {} not arrived yet|how do I verify {}|
 I need to update {}|{} was stolen|what happens to {} abroad|which countries accept {}|I would like to order {}|
-how do I activate {}|what is the limit for {}|can someone else use {}""".replace("\n", "").split("|")
+how do I activate {}|what is the limit for {}|can someone else use {}""")
 
 
 def sentences_of_our_own(number: int, seed: int = SEED) -> Iterator[str]:
@@ -132,7 +137,11 @@ def short_texts(data: Path) -> dict[str, list[str]]:
     """Texts whose vectors are learned one by one, by set."""
     gloss = list(rows_of(data, "wordnet_gloss"))
     sense = list(rows_of(data, "wordnet_sense"))
-    documentation = [*rows_of(data, "doc_sections_en"), *rows_of(data, "libreoffice_help"), *rows_of(data, "gnome_help")]
+    documentation = [
+        *rows_of(data, "doc_sections_en"),
+        *rows_of(data, "libreoffice_help"),
+        *rows_of(data, "gnome_help"),
+    ]
     manuals = [*rows_of(data, "man_search"), *rows_of(data, "tldr_page"), *rows_of(data, "nl2bash")]
     raw = list(paragraphs_of(data))
     return {
@@ -141,9 +150,7 @@ def short_texts(data: Path) -> dict[str, list[str]]:
         "words": chosen((word for row in gloss for word in words_of(row)), 60_000),
         "glosses": chosen((cut(row["positive"], 40) for row in gloss), 60_000),
         "wikipedia": chosen((one for row in rows_of(data, "afriqa") for one in sentences(row["positive"])), 20_000),
-        "dictionary": chosen(
-            (one for source, text in raw if source == "gcide" for one in sentences(text)), 30_000
-        ),
+        "dictionary": chosen((one for source, text in raw if source == "gcide" for one in sentences(text)), 30_000),
         "prose": chosen(
             (one for source, text in raw if source not in ("gcide", "wordnet-glosses") for one in sentences(text)),
             40_000,
@@ -155,6 +162,7 @@ def short_texts(data: Path) -> dict[str, list[str]]:
 
 def pairs(data: Path) -> dict[str, list[tuple[str, str]]]:
     """Texts and what answers them."""
+
     def sample(name: str, number: int, words: int) -> list[tuple[str, str]]:
         found = [(cut(row["query"], 40), cut(row["positive"], words)) for row in rows_of(data, name)]
         order = np.random.default_rng(SEED).permutation(len(found))[:number]
@@ -172,7 +180,7 @@ def pairs(data: Path) -> dict[str, list[tuple[str, str]]]:
 
 def long_texts(data: Path) -> list[str]:
     """Paragraphs of 40 to 180 words, as a search's documents have them."""
-    found = [text for source, text in paragraphs_of(data) if 40 <= len(text.split())]
+    found = [text for source, text in paragraphs_of(data) if len(text.split()) >= 40]
     return [cut(text, 180) for text in chosen(found, 15_000)]
 
 
@@ -182,7 +190,10 @@ def write_sets(data: Path, folder: Path) -> None:
     for name, texts in (short_texts(data) | {"long": long_texts(data)}).items():
         order = np.random.default_rng(SEED).permutation(len(texts))
         half = len(texts) // 2
-        write(folder / f"{name}.jsonl.gz", ((texts[a], texts[b]) for a, b in zip(order[:half], order[half:], strict=False)))
+        write(
+            folder / f"{name}.jsonl.gz",
+            ((texts[a], texts[b]) for a, b in zip(order[:half], order[half:], strict=False)),
+        )
     for name, rows in pairs(data).items():
         write(folder / f"{name}.jsonl.gz", rows)
 
