@@ -43,7 +43,7 @@ CONFIG = Config(
     head=64,
     dense=512,
     dimensions=256,
-    layer_kinds=(SLIDING, SLIDING, FULL),
+    layer_kinds=(SLIDING, FULL),
     query_scalar=64.0,
 )
 FREQUENT = 2e-4  # a piece of this share of all counts half of a rare one (Arora et al. 2017, SIF)
@@ -61,16 +61,17 @@ def spoken(sets: Path, data: Path) -> Iterator[str]:
     yield from (" " + text for _, text in islice(paragraphs_of(data), 20_000))
 
 
-def make_tokenizer(sets: Path, data: Path, file: Path) -> None:
+def make_tokenizer(sets: Path, data: Path, file: Path, pieces: int = PIECES, vocabulary: int = VOCABULARY) -> None:
     """Byte-pair encoding, with merges at its end that make one piece of each prompt, and of words with a capital.
 
     What stands before every text then costs a token instead of nine and is no part of the text's meaning; and
     "Boundary" is not spelled in three pieces only because few sentences begin with it.
     """
     prompts = [prompt.rstrip(" ") for prompt in [*PROMPTS.values(), " | text:"]]
-    tokenizer = train_tokenizer([*spoken(sets, data), *5_000 * prompts], PIECES)
+    counted = list(spoken(sets, data))
+    tokenizer = train_tokenizer([*counted, *(len(counted) // 100 * prompts)], pieces)  # the stroke is a letter of its own
     words = (piece for piece in by_id(tokenizer) if WORD.fullmatch(piece))
-    made = with_merges(tokenizer, [*prompts, *(" " + word[1:].capitalize() for word in words)], VOCABULARY)
+    made = with_merges(tokenizer, [*prompts, *(" " + word[1:].capitalize() for word in words)], vocabulary)
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save(str(file), pretty=False)
 
@@ -133,8 +134,9 @@ def write_teacher_vectors(sets: Path, folder: Path, encode: Callable[[Sequence[s
 
 def save(file: Path, array: np.ndarray) -> None:
     """Whole or not at all."""
-    half = file.with_name(f"half-{file.name}")
-    np.save(half, array)
+    half = file.with_suffix(".part")
+    with half.open("wb") as handle:
+        np.save(handle, array)
     half.rename(file)
 
 
