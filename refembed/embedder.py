@@ -23,8 +23,8 @@ from .vectors import check_quantize, quantize_vectors, similarity
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 TRIAL = (
-    "no model named: this is the small built-in one, for English. The real one knows more, and other languages: "
-    "google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
+    "no model named: this small built-in one is for trying the software out, and its vectors mean little. The real one "
+    "is google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
 )
 TOKENS_AT_ONCE = 4096  # handed to a backend in one call, so that memory does not grow with the number of texts
 Vectors = NDArray[np.float32]

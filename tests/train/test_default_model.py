@@ -1,4 +1,4 @@
-"""What is made before the built-in model is trained: refembed/default_model/make.py and texts.py."""
+"""What is made before the built-in model is trained: refembed/default_model/prepare.py and texts.py."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import refembed
-from refembed.default_model import make, texts
+from refembed.default_model import prepare, texts
 from refembed.prompts import PROMPTS
 
 WORDS = ["boundary layer", "a man plays the guitar", "layers of paint", "the boundary of a field", "man and guitar"]
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(out: Path, data: Path) -> object:
     from tokenizers import Tokenizer
 
-    make.make_tokenizer(out / "sets", data, out / "tokenizer" / "tokenizer.json", pieces=1100, vocabulary=2000)
+    prepare.make_tokenizer(out / "sets", data, out / "tokenizer" / "tokenizer.json", pieces=1100, vocabulary=2000)
     return Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
 
 
@@ -71,16 +71,16 @@ def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data
     """If this failed, training would begin with less than the teacher's own vectors of words: a norm or a layer would
     have changed what the table says.
     """
-    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, make.WIDTH - make.SPARE)))[0]
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, prepare.WIDTH - prepare.SPARE)))[0]
     asked: Counter[str] = Counter()
-    make.write_start(out, data, basis, spoken_by(asked))
+    prepare.write_start(out, data, basis, spoken_by(asked))
     assert set(asked.values()) == {1}
     model = refembed.load(out / "start", backend="numpy")
     found = model.encode(WORDS, task="sentence similarity")
     table = refembed.checkpoint.open_checkpoint(out / "start").tensors["embed_tokens.weight"].load(np.float32)
     ids = tokenizer.encode_batch([f" {word}" for word in WORDS], add_special_tokens=False)
-    means = np.array([table[one.ids][:, : -make.SPARE].sum(axis=0) for one in ids])
-    cosines = (found[:, : -make.SPARE] * means).sum(axis=1) / np.linalg.norm(means, axis=1)
+    means = np.array([table[one.ids][:, : -prepare.SPARE].sum(axis=0) for one in ids])
+    cosines = (found[:, : -prepare.SPARE] * means).sum(axis=1) / np.linalg.norm(means, axis=1)
     assert cosines.min() > 0.97
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
 
@@ -88,8 +88,8 @@ def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data
 def test_frequent_pieces_say_less(tokenizer) -> None:
     """If this failed, "the" would weigh as much as "guitar" in every text."""
     counts = Counter({tokenizer.token_to_id("▁guitar"): 1, tokenizer.token_to_id("▁the"): 10_000})
-    basis = np.eye(384)[:, : make.WIDTH - make.SPARE]
-    table = make.table_of(tokenizer, counts, basis, spoken_by(Counter()))[:, : -make.SPARE]
+    basis = np.eye(384)[:, : prepare.WIDTH - prepare.SPARE]
+    table = prepare.table_of(tokenizer, counts, basis, spoken_by(Counter()))[:, : -prepare.SPARE]
     rare, common, nothing = (
         np.linalg.norm(table[tokenizer.token_to_id(piece)]) for piece in ("▁guitar", "▁the", "<bos>")
     )
@@ -103,9 +103,9 @@ def test_turned_vectors_keep_their_angles(tmp_path: Path) -> None:
     for folder in ("teacher", "vectors"):
         (tmp_path / folder).mkdir()
     np.save(tmp_path / "teacher" / "few.npy", rows.astype(np.float16))
-    make.write_turned(tmp_path / "teacher", make.basis_of(tmp_path / "teacher"), tmp_path / "vectors")
+    prepare.write_turned(tmp_path / "teacher", prepare.basis_of(tmp_path / "teacher"), tmp_path / "vectors")
     found = np.load(tmp_path / "vectors" / "few.queries.npy").astype(np.float64)
-    assert found.shape == (500, make.WIDTH)
+    assert found.shape == (500, prepare.WIDTH)
     np.testing.assert_allclose(found @ found.T, rows[:, 0] @ rows[:, 0].T, atol=2e-3)
     lengths = np.square(found).sum(axis=0)
     assert (lengths[:50] > lengths[100:150]).all()  # the first numbers mean the most
@@ -121,7 +121,7 @@ def test_our_sentences_are_many_and_the_same_each_time() -> None:
 
 def test_only_data_for_shipped_models_is_read() -> None:
     """If this failed, the shipped model might learn from texts that are for research, or of evaluation sets."""
-    source = Path(texts.__file__).read_text() + Path(make.__file__).read_text()
+    source = Path(texts.__file__).read_text() + Path(prepare.__file__).read_text()
     assert not [name for name in ("sts_scored", "intent_triples", "trecqa_train", "eval") if f'"{name}' in source]
 
 
