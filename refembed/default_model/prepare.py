@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from refembed_torch.train.chance import generator
-from refembed_torch.train.vocabulary import FIRST, train_tokenizer
+from refembed_torch.train.vocabulary import BYTES, FIRST, train_tokenizer
 
 from refembed.default_model.texts import paragraphs_of, read, write_sets
 from refembed.layout import write_checkpoint
@@ -49,7 +49,7 @@ CONFIG = Config(
 FREQUENT = 2e-4  # a piece of this share of all counts half of a rare one (Arora et al. 2017, SIF)
 WORD = re.compile("▁[a-z]{3,}")
 LARGEST = 0.9  # of a rare piece's row, what is meaning
-UPDATE = -0.98  # post-norms are stored less one: at the start a layer adds a fiftieth of a normed row
+UPDATE = -0.995  # post-norms are stored less one. More would show: what layers add to all pieces is much the same
 
 
 # -------------------------------------------------------------------------------------------------------- tokenizer
@@ -91,6 +91,8 @@ def with_merges(tokenizer: Any, texts: Iterable[str], most: int) -> Any:
         left, *others = tokenizer.encode(text, add_special_tokens=False).tokens
         if len(vocabulary) + len(others) > most:
             break
+        if {left, *others} & {*BYTES}:  # a letter that is no piece: what is made of its bytes could not be written out
+            continue
         for right in others:
             if (left, right) not in known:
                 known.add((left, right))

@@ -20,7 +20,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one small set."""
     folder = tmp_path_factory.mktemp("default")
     (folder / "sets").mkdir()
-    texts.write(folder / "sets" / "few.jsonl.gz", [(one, other) for one in WORDS for other in WORDS] * 4)
+    texts.write(
+        folder / "sets" / "few.jsonl.gz",
+        [(one, other) for one in WORDS for other in WORDS] * 4 + [("B M L", "P G quiz")] * 30,
+    )
     return folder
 
 
@@ -67,12 +70,13 @@ def test_words_with_a_capital_are_one_piece_and_others_stay(tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode(" The Boundary, éà").ids) == " The Boundary, éà"
 
 
-def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data: Path, tmp_path: Path) -> None:
+def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data: Path, monkeypatch) -> None:
     """If this failed, training would begin with less than the teacher's own vectors of words: a norm or a layer would
     have changed what the table says.
     """
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, prepare.WIDTH - prepare.SPARE)))[0]
     asked: Counter[str] = Counter()
+    monkeypatch.setattr(prepare, "FREQUENT", 0.05)  # in so few texts every piece is frequent
     prepare.write_start(out, data, basis, spoken_by(asked))
     assert set(asked.values()) == {1}
     model = refembed.load(out / "start", backend="numpy")
