@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sets").mkdir()
     texts.write(
         folder / "sets" / "few.jsonl.gz",
-        [(one, other) for one in WORDS for other in WORDS] * 4 + [("B M L", "P G quiz")] * 30,
+        [(one, other) for one in WORDS for other in WORDS] * 4 + [("B M L", "P G quiz vow text")] * 30,
     )
     return folder
 
