@@ -53,8 +53,8 @@ def bitext(first: Vectors, second: Vectors) -> dict[str, float]:
     return {"f1": 100 * float(f1), "accuracy": 100 * float(accuracy_score(true, found))}
 
 
-def few_shot(labels: Sequence[str]) -> list[list[int]]:
-    """The training examples of each experiment: the first PER_LABEL of each label in an order shuffled anew."""
+def few_shot(labels: Sequence[str], per_label: int = PER_LABEL) -> list[list[int]]:
+    """The training examples of each experiment: the first so many of each label in an order shuffled anew."""
     experiments: list[list[int]] = []
     order = list(range(len(labels)))
     for _ in range(EXPERIMENTS):
@@ -62,7 +62,7 @@ def few_shot(labels: Sequence[str]) -> list[list[int]]:
         taken: Counter[str] = Counter()
         experiments.append([])
         for index in order:
-            if taken[labels[index]] < PER_LABEL:
+            if taken[labels[index]] < per_label:
                 taken[labels[index]] += 1
                 experiments[-1].append(index)
     return experiments

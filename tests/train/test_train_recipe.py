@@ -131,7 +131,7 @@ def test_all_stages_are_read_first(tmp_path, monkeypatch, wrong, said):
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
 def test_recipes_that_are_shown_can_be_read(file, monkeypatch):
     """If this failed, a recipe of the specification would name a key, a stage or a value that there is not."""
-    for name in ("REFEMBED_DATA", "EMBEDDINGGEMMA_DIR"):
+    for name in ("REFEMBED_DATA", "REFEMBED_DEFAULT", "EMBEDDINGGEMMA_DIR"):
         monkeypatch.setenv(name, "/somewhere")
     tables = recipe.tables_of(config.load(file), file)
     for table in tables.values():
