@@ -6,6 +6,7 @@ A misbehaving port must cost one sentence for each case it spoils, never the run
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants import MutantPort, twin, twin_model
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import refembed
 from refembed.backend import find_backends
@@ -809,6 +810,15 @@ def test_suite_without_weights_asks_for_a_folder(here, capsys):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert main(["verify", "--suite", str(copy), "--backend", "numpy"]) == 2
     assert capsys.readouterr().err.endswith(bracketed("verify-checkpoint"))
+
+
+def test_other_weights_are_noted(here, capsys):
+    """Wrong if somebody verifies other weights than the golden vectors belong to, and is not told."""
+    copy = shutil.copytree(golden_folder("twin") / "checkpoint", here / "changed")
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {"norm.weight": tensors["norm.weight"] + 1}, copy / "model.safetensors")
+    assert main(["verify", "--backend", "numpy", "--checkpoint", str(copy), "--cases", "text-empty"]) == 1
+    assert "holds other files than these golden vectors were made with" in capsys.readouterr().err
 
 
 def test_another_model_is_not_judged(capsys):

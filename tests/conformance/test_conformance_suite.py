@@ -365,7 +365,8 @@ def test_unknown_suite_is_refused():
 def test_every_id_of_a_golden_folder_is_in_the_table():
     """Wrong if a way to refuse a golden folder was never seen, or fewer than twenty kinds are told apart."""
     ids = {row.id for row in ROWS}
-    assert {id for id in ERRORS if id.startswith("golden-")} == ids
+    of_damage = {id for id in ERRORS if id.startswith("golden-")} - {"golden-data"}  # that one is of folders in order
+    assert of_damage == ids
     assert len(ids) >= 20
     assert len({row.slug for row in ROWS}) == len(ROWS)
 
