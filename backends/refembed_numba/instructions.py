@@ -28,9 +28,9 @@ NOTE = 3  # words before them: the scale, and the sum of each half's levels
 SPAN = NOTE + WORDS
 NIBBLE = 8  # a level of 4 bits is stored so much above what it means
 LINE = 16  # numbers of 32 bits in a cache line
+TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for
 # The next panel is fetched in PARTS, one with each of a panel's first tiles; in float32 FETCHED cache lines with every
 # step of a product, of bytes one. More at once hold up what is needed now (tests/bench/LOG.md, 2026-11-23 and -29).
-TRIPLE, CPU, LISTED = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for
 FETCHED, PARTS = (1, 4) if CPU == "znver4" else (2, 3)
 BYTE, SHORT, INT, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
