@@ -22,9 +22,9 @@ from .tokenizer import Tokenizer
 from .vectors import check_quantize, quantize_vectors, similarity
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
-TRIAL = (
-    "no model named: this small built-in one is for trying the software out, and its vectors mean little. The real one "
-    "is google/embeddinggemma-300m, once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
+BUILT_IN = (
+    "no model named: this is the small built-in one, for English. EmbeddingGemma itself is google/embeddinggemma-300m, "
+    "once its licence is accepted at https://huggingface.co/google/embeddinggemma-300m"
 )
 TOKENS_AT_ONCE = 4096  # handed to a backend in one call, so that memory does not grow with the number of texts
 Vectors = NDArray[np.float32]
@@ -282,7 +282,7 @@ def load(
     Raises RefembedError with one line that says what is wrong and what to do.
     """
     if model is None:
-        warnings.warn(TRIAL, stacklevel=2)
+        warnings.warn(BUILT_IN, stacklevel=2)
     if revision is not None and (model is None or is_local(model)):
         raise RefembedError(
             "hub-revision", f"revision {revision!r} is for hub ids; {model or 'the built-in model'} has none"

@@ -532,18 +532,18 @@ def read_terminal(master: int, until: bytes | None = None) -> bytes:
 
 # ------------------------------------------------------------------------------------------------------- standard error
 def test_note_on_the_built_in_model(here) -> None:
-    """Somebody builds on vectors that mean little and was not told, or is told more than once."""
+    """Somebody takes the built-in model for EmbeddingGemma and was not told, or is told more than once."""
     lines(here / "in.txt", ["a", "b"])
     for argv in (["embed", "a"], ["similarity", "a", "b"], ["search", "in.txt", "a"], ["inspect", "a"]):
         done = subprocess.run([SCRIPT, *argv], capture_output=True, text=True)
         assert done.returncode == 0
         assert len(done.stderr.splitlines()) == 1
         assert "https://huggingface.co/google/embeddinggemma-300m" in done.stderr
-        assert "trying the software out" in done.stderr
+        assert "the small built-in one" in done.stderr
 
 
 def test_no_note_with_a_model(run: Run, use, here) -> None:
-    """A user of the real weights is told that their vectors mean little."""
+    """A user of the real weights is told that they are not."""
     lines(here / "in.txt", ["a", "b"])
     for argv in (["embed", "a"], ["similarity", "a", "b"], ["search", "in.txt", "a"], ["inspect", "a"]):
         assert run(*argv, *use)[2] == ""

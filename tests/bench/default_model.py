@@ -7,6 +7,7 @@ cranfield and xquad_r. Banking77 is judged with 16 examples of each label, where
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from forms import Remembered
@@ -44,6 +45,13 @@ def scores_of(encode: Encode, data: Path) -> dict[str, float]:
     return found | {"Banking77": banking(encode, data / "banking77")}
 
 
+def measure(model: refembed.Embedder, data: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Scores with whole vectors, then with their first quarter, after the number of dimensions."""
+    remembered = Remembered(TextEncoder(model))
+    for dimensions in (model.config.dimensions, model.config.dimensions // 4):
+        yield dimensions, scores_of(remembered.at(dimensions), data)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, default=[DEFAULT_MODEL], metavar="FOLDER")
@@ -56,10 +64,7 @@ def main() -> None:
     print("| --- | --- | --- |", *("--- |" for _ in names))
     for folder in given.folders:
         model = refembed.load(folder)
-        remembered = Remembered(TextEncoder(model))
-        whole = model.config.dimensions
-        for dimensions in (whole, whole // 4):
-            found = scores_of(remembered.at(dimensions), Path(given.data) / "eval")
+        for dimensions, found in measure(model, Path(given.data) / "eval"):
             print(
                 f"| {folder.name} | {model.info.weights} | {dimensions} |",
                 *(f"{found[name]:.2f} |" for name in names),

@@ -1,15 +1,19 @@
-"""What is made before the built-in model is trained: refembed/default_model/prepare.py and texts.py."""
+"""What is made before the built-in model is trained: spec/recipes/default_start.py and default_texts.py."""
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import default_finish
+import default_start
+import default_texts
 import numpy as np
 import pytest
+import torch
 
 import refembed
-from refembed.default_model import prepare, texts
 from refembed.prompts import PROMPTS
 
 WORDS = ["boundary layer", "a man plays the guitar", "layers of paint", "the boundary of a field", "man and guitar"]
@@ -20,7 +24,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one small set."""
     folder = tmp_path_factory.mktemp("default")
     (folder / "sets").mkdir()
-    texts.write(
+    default_texts.write(
         folder / "sets" / "few.jsonl.gz",
         [(one, other) for one in WORDS for other in WORDS] * 4 + [("B M L", "P G quiz vow text")] * 30,
     )
@@ -40,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(out: Path, data: Path) -> object:
     from tokenizers import Tokenizer
 
-    prepare.make_tokenizer(out / "sets", data, out / "tokenizer" / "tokenizer.json", pieces=1100, vocabulary=2000)
+    default_start.make_tokenizer(out / "sets", data, out / "tokenizer" / "tokenizer.json", pieces=1100, vocabulary=2000)
     return Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
 
 
@@ -74,17 +78,17 @@ def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data
     """If this failed, training would begin with less than the teacher's own vectors of words: a norm or a layer would
     have changed what the table says.
     """
-    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, prepare.WIDTH - prepare.SPARE)))[0]
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, default_start.WIDTH - default_start.SPARE)))[0]
     asked: Counter[str] = Counter()
-    monkeypatch.setattr(prepare, "FREQUENT", 0.05)  # in so few texts every piece is frequent
-    prepare.write_start(out, data, basis, spoken_by(asked))
+    monkeypatch.setattr(default_start, "FREQUENT", 0.05)  # in so few texts every piece is frequent
+    default_start.write_start(out, data, basis, spoken_by(asked))
     assert set(asked.values()) == {1}
     model = refembed.load(out / "start", backend="numpy")
     found = model.encode(WORDS, task="sentence similarity")
     table = refembed.checkpoint.open_checkpoint(out / "start").tensors["embed_tokens.weight"].load(np.float32)
     ids = tokenizer.encode_batch([f" {word}" for word in WORDS], add_special_tokens=False)
-    means = np.array([table[one.ids][:, : -prepare.SPARE].sum(axis=0) for one in ids])
-    cosines = (found[:, : -prepare.SPARE] * means).sum(axis=1) / np.linalg.norm(means, axis=1)
+    means = np.array([table[one.ids][:, : -default_start.SPARE].sum(axis=0) for one in ids])
+    cosines = (found[:, : -default_start.SPARE] * means).sum(axis=1) / np.linalg.norm(means, axis=1)
     assert cosines.min() > 0.97
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
 
@@ -92,8 +96,8 @@ def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data
 def test_frequent_pieces_say_less(tokenizer) -> None:
     """If this failed, "the" would weigh as much as "guitar" in every text."""
     counts = Counter({tokenizer.token_to_id("▁guitar"): 1, tokenizer.token_to_id("▁the"): 10_000})
-    basis = np.eye(384)[:, : prepare.WIDTH - prepare.SPARE]
-    table = prepare.table_of(tokenizer, counts, basis, spoken_by(Counter()))[:, : -prepare.SPARE]
+    basis = np.eye(384)[:, : default_start.WIDTH - default_start.SPARE]
+    table = default_start.table_of(tokenizer, counts, basis, spoken_by(Counter()))[:, : -default_start.SPARE]
     rare, common, nothing = (
         np.linalg.norm(table[tokenizer.token_to_id(piece)]) for piece in ("▁guitar", "▁the", "<bos>")
     )
@@ -107,31 +111,84 @@ def test_turned_vectors_keep_their_angles(tmp_path: Path) -> None:
     for folder in ("teacher", "vectors"):
         (tmp_path / folder).mkdir()
     np.save(tmp_path / "teacher" / "few.npy", rows.astype(np.float16))
-    prepare.write_turned(tmp_path / "teacher", prepare.basis_of(tmp_path / "teacher"), tmp_path / "vectors")
+    default_start.write_turned(tmp_path / "teacher", default_start.basis_of(tmp_path / "teacher"), tmp_path / "vectors")
     found = np.load(tmp_path / "vectors" / "few.queries.npy").astype(np.float64)
-    assert found.shape == (500, prepare.WIDTH)
+    assert found.shape == (500, default_start.WIDTH)
     np.testing.assert_allclose(found @ found.T, rows[:, 0] @ rows[:, 0].T, atol=2e-3)
     lengths = np.square(found).sum(axis=0)
     assert (lengths[:50] > lengths[100:150]).all()  # the first numbers mean the most
 
 
+def test_small_letters_are_read_as_before(tokenizer) -> None:
+    """If this failed, the trained rows of the table would belong to other pieces."""
+    before = json.loads(tokenizer.to_str())
+    content, kept = default_finish.in_small_letters(before)
+    small = type(tokenizer).from_str(json.dumps(content))
+    assert small.get_vocab_size() == len(kept) < tokenizer.get_vocab_size()
+    for text in [*WORDS, *PROMPTS.values(), "é ñ ü\n\t", "<bos> and"]:
+        assert [kept[id] for id in small.encode(text).ids] == tokenizer.encode(text).ids
+        assert small.encode(text.upper().replace("<BOS>", "<bos>")).ids == small.encode(text.lower()).ids
+
+
+def test_a_turn_changes_no_angle_and_brings_first_what_finds() -> None:
+    """If this failed, whole vectors would mean something else, or short ones no more than before."""
+    chance = torch.Generator().manual_seed(1)
+    meaning = 2 * torch.randn(400, 4, generator=chance)
+
+    def side() -> torch.Tensor:  # eight numbers of noise, then four that tell which positive is whose
+        rows = torch.cat([torch.randn(400, 8, generator=chance), meaning], 1)
+        return torch.nn.functional.normalize(rows, dim=1)
+
+    queries, positives = side(), side()
+    turn = default_finish.find_turn([(queries, positives)], lengths=(4, 8), steps=300, batch=256).float()
+    torch.testing.assert_close(turn @ turn.T, torch.eye(12), atol=1e-5, rtol=0)
+
+    def found_by(numbers: int, turned: bool) -> float:
+        first, second = ((side @ turn.T if turned else side)[:, :numbers] for side in (queries, positives))
+        scores = torch.nn.functional.normalize(first, dim=1) @ torch.nn.functional.normalize(second, dim=1).T
+        return float((scores.argmax(1) == torch.arange(400)).float().mean())
+
+    assert found_by(4, turned=True) > 0.5 > 0.1 > found_by(4, turned=False)
+
+
 def test_our_sentences_are_many_and_the_same_each_time() -> None:
     """If this failed, the recipe would be another in every run, or the set mostly repetitions."""
-    found = list(texts.sentences_of_our_own(2000))
-    assert found == list(texts.sentences_of_our_own(2000))
+    found = list(default_texts.sentences_of_our_own(2000))
+    assert found == list(default_texts.sentences_of_our_own(2000))
     assert len(set(found)) > 1500
     assert not [text for text in found if "  " in text or "{" in text or "\n" in text]
 
 
+def test_recombined_sentences_are_new_and_the_same_each_time() -> None:
+    """If this failed, the student would learn the same texts once more, or others in every run."""
+    given = [f"{word} and {other}" for word in WORDS for other in WORDS]
+    found = list(default_texts.recombined(given, 2000))
+    assert found == list(default_texts.recombined(given, 2000))
+    assert len(set(found) - set(given)) > 1000
+    known = {word.lower() for text in given for word in re.findall(r"\w+", text)}
+    ours = " ".join([*default_texts.FRAMES, *default_texts.JOINTS]).lower()
+    assert {word.lower() for text in found for word in re.findall(r"\w+", text)} <= known | {*re.findall(r"\w+", ours)}
+
+
+def test_other_capitals_change_nothing_else() -> None:
+    """If this failed, the teacher's vector would be that of another text."""
+    chance = np.random.default_rng(1)
+    text = "The boundary layer of a wing, as NASA says it; l'été."
+    found = {default_texts.other_capitals(text, chance) for _ in range(200)}
+    assert len(found) == 4
+    assert {one.lower() for one in found} == {text.lower()}
+
+
 def test_only_data_for_shipped_models_is_read() -> None:
     """If this failed, the shipped model might learn from texts that are for research, or of evaluation sets."""
-    source = Path(texts.__file__).read_text() + Path(prepare.__file__).read_text()
+    source = Path(default_texts.__file__).read_text() + Path(default_start.__file__).read_text()
     assert not [name for name in ("sts_scored", "intent_triples", "trecqa_train", "eval") if f'"{name}' in source]
 
 
 def test_a_recipe_is_there_for_each_set() -> None:
     """If this failed, teacher's vectors would be computed that no stage learns, or a stage would look for others."""
     recipe = (Path(__file__).parents[2] / "spec" / "recipes" / "default.toml").read_text()
-    source = Path(texts.__file__).read_text()
-    used = {part.partition(".jsonl.gz")[0] for part in recipe.split("$REFEMBED_DEFAULT/sets/")[1:]}
-    assert used == {name for name in used if json.dumps(name) in source}
+    source = Path(default_texts.__file__).read_text()
+    used = set(re.findall(r"\$REFEMBED_DEFAULT/(?:sets|varied)/([\w-]+)\.jsonl\.gz", recipe))
+    made = set(re.findall(r'^        "([\w-]+)": ', source, re.M)) | {"pair-paragraph", default_texts.RECOMBINED}
+    assert used == made

@@ -92,14 +92,14 @@ def test_without_negatives(tmp_path: Path) -> None:
 
 def test_texts_are_cut_to_the_context(tmp_path: Path) -> None:
     """Wrong if the teacher reads more of a text than the student, or loses its end token."""
-    batches = batches_of(tmp_path, hard=0, context=8)
+    batches = batches_of(tmp_path, hard=0, context=4)
     found = model_teacher(batches, tmp_path)
     batch = batches(0)
     queries = found(batch).queries
     model = refembed.load(DEFAULT_MODEL, backend="numpy")
     ids = model.prepare([example.query for example in batch.examples], task="question answering")
-    assert all(len(one) > 8 for one in ids if not isinstance(one, RefembedError))
-    cut = [np.append(one[:7], 1) for one in ids if not isinstance(one, RefembedError)]
+    assert all(len(one) > 4 for one in ids if not isinstance(one, RefembedError))
+    cut = [np.append(one[:3], 1) for one in ids if not isinstance(one, RefembedError)]
     np.testing.assert_allclose(queries, model.encoder.encode(cut), atol=1e-6)
 
 

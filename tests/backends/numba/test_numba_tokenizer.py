@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,13 +21,16 @@ import refembed
 from refembed.checkpoint import open_checkpoint
 from refembed.conformance.suite import golden_folder
 from refembed.embedder import DEFAULT_MODEL
+from refembed.reference import Config
 from refembed.tokenizer import Tokenizer
 
 pytest.importorskip("numba")
 from refembed_numba import kept as kept_module
 from refembed_numba.tokenizer import TABLES, CompiledTokenizer, compile_tables, open_tokenizer
+from refembed_torch.train.vocabulary import train_tokenizer
 
 TWIN = golden_folder("twin") / "checkpoint"
+CHAPTER = Path(__file__).parents[3] / "spec" / "09-quantised-weights.md"
 LETTERS = "ab▁é"
 ADDED = ["<pad>", "<eos>", "<bos>", "<unk>"]
 WORST = [
@@ -45,15 +49,30 @@ def ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int] | str]:
 
 def both(folder: Path) -> tuple[Tokenizer, Tokenizer]:
     """The compiled tokenizer of a model folder and the library's."""
-    file, config = folder / "tokenizer.json", open_checkpoint(folder).config
+    return opened(folder / "tokenizer.json", open_checkpoint(folder).config)
+
+
+def opened(file: Path, config: Config) -> tuple[Tokenizer, Tokenizer]:
     compiled = open_tokenizer(file, config)
     assert isinstance(compiled, CompiledTokenizer), "the library would be compared with itself"
     return compiled, Tokenizer(file, config)
 
 
-@pytest.fixture(scope="module", params=["twin", "built-in"])
-def pair(request: pytest.FixtureRequest) -> tuple[Tokenizer, Tokenizer]:
-    return both({"twin": TWIN, "built-in": DEFAULT_MODEL}[request.param])
+@pytest.fixture(scope="module", params=["twin", "trained"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
+    """The twin's, and one of a larger vocabulary that was trained on a chapter."""
+    if request.param == "twin":
+        return both(TWIN)
+    file = tmp_path_factory.mktemp("trained") / "tokenizer.json"
+    trained = train_tokenizer(CHAPTER.read_text().splitlines(), 1500)
+    trained.save(str(file))
+    return opened(file, replace(SMALL, vocabulary=trained.get_vocab_size()))
+
+
+def test_small_letters_are_left_to_the_library() -> None:
+    """Wrong if the built-in model's tokenizer, which makes capitals small, is read as one that does not."""
+    file, config = DEFAULT_MODEL / "tokenizer.json", open_checkpoint(DEFAULT_MODEL).config
+    assert not isinstance(open_tokenizer(file, config), CompiledTokenizer)
 
 
 @pytest.fixture

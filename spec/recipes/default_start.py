@@ -1,8 +1,8 @@
-"""What stands before training the built-in model: python refembed/default_model/prepare.py DATA OUT
+"""What stands before training the built-in model: python spec/recipes/default_start.py DATA OUT
 
 DATA holds train/*.jsonl.gz and train/raw_text/en.tsv.gz; OUT is filled with
 
-  sets/       texts to learn from (texts.py)
+  sets/       texts to learn from (default_texts.py); varied/ the same with other capitals
   teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned to our width
   start/      a model whose layers do next to nothing, and whose every piece has the teacher's vector of that piece
 
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from default_texts import RECOMBINED, paragraphs_of, read, write_sets, write_varied
 from refembed_torch.train.chance import generator
 from refembed_torch.train.vocabulary import BYTES, FIRST, train_tokenizer
 
-from refembed.default_model.texts import paragraphs_of, read, write_sets
 from refembed.layout import write_checkpoint
 from refembed.prompts import PROMPTS
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
@@ -55,7 +55,7 @@ UPDATE = -0.995  # post-norms are stored less one. More would show: what layers 
 # -------------------------------------------------------------------------------------------------------- tokenizer
 def spoken(sets: Path, data: Path) -> Iterator[str]:
     """English for counting pieces, each text after a space as it stands after a prompt."""
-    for file in sorted(sets.glob("*.jsonl.gz")):
+    for file in of_their_own(sets, "*.jsonl.gz"):
         for row in read(file):
             yield from (" " + text for text in row)
     yield from (" " + text for _, text in islice(paragraphs_of(data), 20_000))
@@ -75,6 +75,11 @@ def make_tokenizer(sets: Path, data: Path, file: Path, pieces: int = PIECES, voc
     made = with_merges(tokenizer, [*prompts, *(" " + word[1:].capitalize() for word in words)], vocabulary)
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save(str(file), pretty=False)
+
+
+def of_their_own(folder: Path, pattern: str) -> list[Path]:
+    """The files of all sets but that whose texts are made of the others'."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith(RECOMBINED))
 
 
 def by_id(tokenizer: Any) -> list[str]:
@@ -147,7 +152,7 @@ def basis_of(folder: Path) -> np.ndarray:
     """The directions (384, WIDTH - SPARE) in which the teacher's vectors are longest, the longest first: so the first
     numbers of ours mean the most, and fewer of them are a good vector too (Matryoshka).
     """
-    found = [np.load(file, mmap_mode="r")[:10_000].reshape(-1, 384) for file in sorted(folder.glob("*.npy"))]
+    found = [np.load(file, mmap_mode="r")[:10_000].reshape(-1, 384) for file in of_their_own(folder, "*.npy")]
     rows = np.concatenate(found).astype(np.float64)
     _, directions = np.linalg.eigh(rows.T @ rows)  # of rising length
     return directions[:, ::-1][:, : WIDTH - SPARE]
@@ -226,6 +231,8 @@ def main(data: Path, out: Path) -> None:
     write_teacher_vectors(out / "sets", out / "teacher", encode)
     basis = basis_of(out / "teacher")
     write_turned(out / "teacher", basis, out / "vectors")
+    if not (out / "varied").exists():
+        write_varied(out / "sets", out / "varied")
     if not (out / "start").exists():
         write_start(out, data, basis, encode)
 

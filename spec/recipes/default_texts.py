@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 SEED = 20_250_924
+RECOMBINED = "recombined"  # the set of texts that have no words of their own
 SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
+LONGER = re.compile(r"\b[a-z]{4,}\b")
 
 
 # ---------------------------------------------------------------------------------------------- sentences of our own
@@ -98,6 +100,49 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+FRAMES = listed("""I think that {}|I don't think that {}|as far as I know, {}|in my experience {}|I have heard that {}|
+the short answer is that {}|my guess is that {}|I would say that {}|you should know that {}|it depends, but {}|
+I had the same problem: {}|does anyone know whether {}|I wonder why {}|is it true that {}|I am not sure if {}|
+my answer would be that {}|there is no reason why {}|you don't need to worry, {}|somebody told me that {}|
+as others have said, {}|the problem is that {}|it seems to me that {}|one reason is that {}|for example, {}|
+if you ask me, {}|I agree that {}|it is a bad idea, because {}|the best way is this: {}|you could try this: {}|
+{}, officials said|{}, police said on Tuesday|{}, the company said in a statement|{}, according to a report|
+on Monday, {}|last week {}|two years ago {}|reports say that {}|a court has ruled that {}|the government says that {}|
+in a statement, the minister said that {}|experts warn that {}|{}, he told reporters|{}, she said in an interview|
+breaking news: {}|study finds that {}|update: {}|the new law means that {}|{} for the first time since the war|
+{}, a spokesman said on Friday|thousands of people heard that {}|{}, which surprised nobody|{} because of the weather|
+{}, the newspaper reported|{} after three days of talks|{}, and more are expected|{} in the first quarter""")
+
+
+JOINTS = [", and ", ", but ", " because ", " while ", ". ", " when ", ", so ", ", which means that "]
+
+
+def recombined(texts: list[str], number: int, seed: int = SEED) -> Iterator[str]:
+    """Sentences with some of their words changed for words of others, half of them as people say or report them: so
+    words are met in more company than these few texts give them, and the teacher says what that means.
+    """
+    chance = np.random.default_rng(seed)
+    words = [word for text in texts for word in LONGER.findall(text)]
+    for first, second in chance.integers(len(texts), size=(number, 2)):
+        text, share = texts[first], chance.random() * 0.6
+        if chance.random() < 0.35:
+            text = text.rstrip(" .;:") + JOINTS[chance.integers(len(JOINTS))] + texts[second]
+        mixed = LONGER.sub(
+            lambda found, share=share: words[chance.integers(len(words))] if chance.random() < share else found[0], text
+        )
+        if chance.random() < 0.5:
+            mixed = FRAMES[chance.integers(len(FRAMES))].format(mixed[0].lower() + mixed[1:].rstrip(" .;:"))
+        yield sentence(mixed)
+
+
+def other_capitals(text: str, chance: np.random.Generator) -> str:
+    """Of three texts one as a headline, in small letters or in capitals: to the teacher, which knows none, the same."""
+    way = chance.random()
+    if way < 0.2:
+        return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
+    return text.lower() if way < 0.3 else text.upper() if way < 0.33 else text
+
+
 # ------------------------------------------------------------------------------------------------------- the given data
 def rows_of(data: Path, name: str, language: str = "en") -> Iterator[dict[str, str]]:
     with gzip.open(data / "train" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -145,12 +190,14 @@ def short_texts(data: Path) -> dict[str, list[str]]:
     ]
     manuals = [*rows_of(data, "man_search"), *rows_of(data, "tldr_page"), *rows_of(data, "nl2bash")]
     raw = list(paragraphs_of(data))
+    examples = [row["query"].partition(": ")[2] for row in sense]
+    wikipedia = chosen((one for row in rows_of(data, "afriqa") for one in sentences(row["positive"])), 20_000)
     return {
         "own": list(sentences_of_our_own(40_000)),
-        "examples": [row["query"].partition(": ")[2] for row in sense],
+        "examples": examples,
         "words": chosen((word for row in gloss for word in words_of(row)), 60_000),
         "glosses": chosen((cut(row["positive"], 40) for row in gloss), 60_000),
-        "wikipedia": chosen((one for row in rows_of(data, "afriqa") for one in sentences(row["positive"])), 20_000),
+        "wikipedia": wikipedia,
         "dictionary": chosen((one for source, text in raw if source == "gcide" for one in sentences(text)), 30_000),
         "prose": chosen(
             (one for source, text in raw if source not in ("gcide", "wordnet-glosses") for one in sentences(text)),
@@ -174,7 +221,7 @@ def pairs(data: Path) -> dict[str, list[tuple[str, str]]]:
         "pair-sense": sample("wordnet_sense", 25_000, 40),
         "pair-gloss": sample("wordnet_gloss", 25_000, 40),
         "pair-package": sample("debian_synopsis_en", 12_000, 80),
-        "pair-section": [*sample("doc_sections_en", 8_000, 120), *sample("libreoffice_help", 4_000, 120)],
+        "pair-section": [*sample("doc_sections_en", 4_000, 120), *sample("libreoffice_help", 3_000, 120)],
         "pair-manual": [*sample("man_search", 4_000, 80), *sample("tldr_page", 7_000, 60)],
     }
 
@@ -190,7 +237,10 @@ def paragraphs(data: Path, number: int = 12_000, words: int = 150) -> list[tuple
 def write_sets(data: Path, folder: Path) -> None:
     """All sets as files for `refembed train`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in short_texts(data).items():
+    found = short_texts(data)
+    common = [*found["examples"], *found["wikipedia"], *found["glosses"][:20_000]]
+    found[RECOMBINED] = list(recombined(common, 120_000))
+    for name, texts in found.items():
         order = np.random.default_rng(SEED).permutation(len(texts))
         half = len(texts) // 2
         write(
@@ -199,6 +249,15 @@ def write_sets(data: Path, folder: Path) -> None:
         )
     for name, rows in (pairs(data) | {"pair-paragraph": paragraphs(data)}).items():
         write(folder / f"{name}.jsonl.gz", rows)
+
+
+def write_varied(sets: Path, folder: Path) -> None:
+    """The same sets with other capitals here and there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = np.random.default_rng(SEED)
+    for file in sorted(sets.glob("*.jsonl.gz")):
+        rows = read(file)
+        write(folder / file.name, ((other_capitals(a, chance), other_capitals(b, chance)) for a, b in rows))
 
 
 def write(file: Path, rows: Iterable[tuple[str, str]]) -> None:

@@ -1,0 +1,44 @@
+"""The built-in model is what its card says."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import default_model
+import pytest
+
+import refembed
+from refembed.embedder import DEFAULT_MODEL
+
+LEAST = {"STS-B en": 76, "Cranfield": 34, "XQuAD-R en": 85, "Banking77": 78}
+TOLERANCE = 0.1  # of a score in percent: another CPU sums in another order, and few texts change places
+CARD = (DEFAULT_MODEL / "README.md").read_text()
+
+
+def rows_of(card: str) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Form of the weights, dimensions, and scores of each line of the card's table."""
+    table = card[card.index("| model |") :].partition("\n\n")[0]
+    header, *lines = re.findall(r"^\|(.+)\|$", table, re.M)
+    names = [cell.strip() for cell in header.split("|")]
+    for line in lines[1:]:
+        cells = dict(zip(names, (cell.strip() for cell in line.split("|")), strict=True))
+        yield cells["weights"], int(cells["dimensions"]), {name: float(cells[name]) for name in LEAST}
+
+
+def test_scores_are_those_of_the_card(data: Path) -> None:
+    """Wrong if the model in the package is another than the one its card describes, or a backend spoils it."""
+    model = refembed.load(DEFAULT_MODEL, backend="numba")
+    told = {(weights, dimensions): scores for weights, dimensions, scores in rows_of(CARD)}
+    for dimensions, scores in default_model.measure(model, data / "eval"):
+        assert scores == pytest.approx(told[model.info.weights, dimensions], abs=TOLERANCE)
+
+
+def test_the_card_keeps_a_floor() -> None:
+    """Wrong if the built-in model falls below what is claimed for it, or rounding costs too much."""
+    told = {(weights, dimensions): scores for weights, dimensions, scores in rows_of(CARD)}
+    stored = refembed.load(DEFAULT_MODEL, backend="numpy").info.weights
+    whole, quarter, unrounded = told[stored, 256], told[stored, 64], told["float32", 256]
+    assert whole["STS-B en"] - quarter["STS-B en"] <= 3
+    for name, least in LEAST.items():
+        assert whole[name] >= least
+        assert unrounded[name] - whole[name] <= 0.5
