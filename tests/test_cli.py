@@ -652,6 +652,13 @@ def test_search_finds(run: Run, use, model, here) -> None:
     assert run("search", "notes.txt", "in the", "-k", "1000000", *use)[1].splitlines() == expected
 
 
+def test_search_leaves_out_blank_lines(run: Run, use, here) -> None:
+    """A blank line between two notes is their best answer, or the lines after it have other numbers."""
+    lines(here / "notes.txt", ["the end", "", "  ", "in the air"])
+    found = run("search", "notes.txt", "in the", *use)[1].splitlines()
+    assert sorted(line.split("\t", 1)[1] for line in found) == ["notes.txt:1\tthe end", "notes.txt:4\tin the air"]
+
+
 def test_search_keeps_and_reuses(run: Run, use, here, monkeypatch) -> None:
     """Every search embeds the whole corpus again."""
     lines(here / "notes.txt", CORPUS)

@@ -1,8 +1,9 @@
 """the passages of a file that best answer a query
 
-The corpus is embedded once; its vectors are kept beside it, at full length, in CORPUS.refembed.safetensors, and all of
-them are made again when a text of the corpus, the model, the backend, the precision or --quantize changes. With
---quantize binary, bits are compared first, and -k times --rescore passages then scored by the query's own numbers.
+The corpus is embedded once, without its blank lines; its vectors are kept beside it, at full length, in
+CORPUS.refembed.safetensors, and all of them are made again when a text of the corpus, the model, the backend, the
+precision or --quantize changes. With --quantize binary, bits are compared first, and -k times --rescore passages then
+scored by the query's own numbers.
 
   refembed search notes.txt "where did I put the keys" -k 3
   refembed search notes.txt "where did I put the keys" --quantize binary --rescore 8
@@ -39,7 +40,8 @@ def run(given: argparse.Namespace) -> int:
         raise RefembedError("option-quantize", "--rescore goes with --quantize binary only; leave it out")
     if given.corpus == "-":
         raise RefembedError("option-input", "search keeps vectors beside the corpus, so CORPUS must be a file, not -")
-    rows = read_texts(given.corpus, given.text_field, given.title_field)
+    read = read_texts(given.corpus, given.text_field, given.title_field)
+    rows = [row for row in read if row.fault or row.text.strip()]  # a blank text says nothing, and is near to much
     model = load_model(given)
     query = model.encode_query(given.query, dimensions=given.dimensions)
     ready = prepare_rows(model, rows)

@@ -2,8 +2,8 @@
 
 Writes MODEL once more, changed in two ways.
 
-Its tokenizer makes capitals small, and pieces with capitals are left out: its teacher knows none either, and each of
-14,000 was seen too seldom. On STS-B the model is 1.4 points better so, on XQuAD-R, which asks for names, one worse.
+Its tokenizer makes capitals small, and the 14,000 pieces with capitals are left out: its teacher knows none either, and
+each was seen too seldom. On STS-B the model is 1.4 points better so, on XQuAD-R, which asks for names, one worse.
 
 Its vectors are turned: no angle between two of them changes, but their first 64 and 128 numbers are those that find,
 among texts of SETS/pair-*.jsonl.gz, what belongs together as whole vectors would. Only the last matrix is another.

@@ -4,6 +4,7 @@ DATA holds train/*.jsonl.gz and train/raw_text/en.tsv.gz; OUT is filled with
 
   sets/       texts to learn from (default_texts.py); varied/ the same with other capitals
   teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned to our width
+  tokenizer/  byte-pair encoding trained on them
   start/      a model whose layers do next to nothing, and whose every piece has the teacher's vector of that piece
 
 so that training begins with a model that already tells texts apart, and only makes it better. What is there already
@@ -74,7 +75,8 @@ def make_tokenizer(sets: Path, data: Path, file: Path, pieces: int = PIECES, voc
     words = (piece for piece in by_id(tokenizer) if WORD.fullmatch(piece))
     made = with_merges(tokenizer, [*prompts, *(" " + word[1:].capitalize() for word in words)], vocabulary)
     file.parent.mkdir(parents=True, exist_ok=True)
-    made.save(str(file), pretty=False)
+    made.save(str(file.with_suffix(".part")), pretty=False)
+    file.with_suffix(".part").rename(file)
 
 
 def of_their_own(folder: Path, pattern: str) -> list[Path]:
@@ -226,13 +228,15 @@ def write_start(out: Path, data: Path, basis: np.ndarray, encode: Callable[..., 
 
 def main(data: Path, out: Path) -> None:
     if not (out / "sets").exists():
-        write_sets(data, out / "sets")
+        write_sets(data, out / "sets.part")
+        (out / "sets.part").rename(out / "sets")
     encode = open_teacher()
     write_teacher_vectors(out / "sets", out / "teacher", encode)
     basis = basis_of(out / "teacher")
     write_turned(out / "teacher", basis, out / "vectors")
     if not (out / "varied").exists():
-        write_varied(out / "sets", out / "varied")
+        write_varied(out / "sets", out / "varied.part")
+        (out / "varied.part").rename(out / "varied")
     if not (out / "start").exists():
         write_start(out, data, basis, encode)
 

@@ -10,7 +10,7 @@ import pytest
 import refembed
 from refembed.embedder import DEFAULT_MODEL
 
-LEAST = {"STS-B en": 76, "Cranfield": 34, "XQuAD-R en": 85, "Banking77": 78}
+LEAST = {"STS-B en": 76, "Cranfield": 34.5, "XQuAD-R en": 85, "Banking77": 78}  # to be raised: Cranfield to 36
 TOLERANCE = 0.1  # of a score in percent: another CPU sums in another order, and few texts change places
 CARD = (DEFAULT_MODEL / "README.md").read_text()
 
@@ -26,19 +26,14 @@ def rows_of(card: str) -> Iterator[tuple[str, int, dict[str, float]]]:
 
 
 def test_scores_are_those_of_the_card(data: Path) -> None:
-    """Wrong if the model in the package is another than the one its card describes, or a backend spoils it."""
+    """Wrong if the model in the package is another than the one its card describes, a backend spoils it, or a new one
+    falls below what there was.
+    """
     model = refembed.load(DEFAULT_MODEL, backend="numba")
     told = {(weights, dimensions): scores for weights, dimensions, scores in rows_of(CARD)}
-    for dimensions, scores in default_model.measure(model, data / "eval"):
-        assert scores == pytest.approx(told[model.info.weights, dimensions], abs=TOLERANCE)
-
-
-def test_the_card_keeps_a_floor() -> None:
-    """Wrong if the built-in model falls below what is claimed for it, or rounding costs too much."""
-    told = {(weights, dimensions): scores for weights, dimensions, scores in rows_of(CARD)}
-    stored = refembed.load(DEFAULT_MODEL, backend="numpy").info.weights
-    whole, quarter, unrounded = told[stored, 256], told[stored, 64], told["float32", 256]
-    assert whole["STS-B en"] - quarter["STS-B en"] <= 3
+    whole, quarter = (scores for _, scores in default_model.measure(model, data / "eval"))
+    assert whole == pytest.approx(told[model.info.weights, 256], abs=TOLERANCE)
+    assert quarter == pytest.approx(told[model.info.weights, 64], abs=TOLERANCE)
     for name, least in LEAST.items():
         assert whole[name] >= least
-        assert unrounded[name] - whole[name] <= 0.5
+        assert told["float32", 256][name] - whole[name] <= 0.5  # by rounding
