@@ -32,7 +32,8 @@ SPEC = Path(__file__).parents[2] / "spec"
 RUNS, RECIPES = SPEC / "ablations" / "runs.jsonl", SPEC / "recipes"
 SEEDS = (1, 2, 3)
 WIDTH, LENGTHS = 96, [96, 48, 24]
-STEPS = {"pretrain": 500, "adapt": 500, "prefinetune": 100, "finetune": 150}
+STEPS = {"pretrain": 500, "adapt": 500, "prefinetune": 400, "finetune": 150}
+RATES = {"pretrain": 2e-3, "adapt": 2e-3, "prefinetune": 1e-3, "finetune": 3e-4}
 PAIRS = ["wordnet_gloss", "debian_synopsis_en", "doc_sections_en", "nl2bash"]
 TRIPLES = ["wordnet_gloss", "wordnet_sense", "tldr_command_en"]
 ROWS = {"triples": 3000, "pairs": 8000}
@@ -77,21 +78,23 @@ def recipe(data: Path, out: str, scale: float = 1.0) -> dict[str, Any]:
     """All stages, as `refembed train --all` takes them. Paths without $ or @ are taken from WORK."""
     run = {kind: {"steps": max(1, round(steps * scale)), "measure_every": 0} for kind, steps in STEPS.items()}
     text = {"context": 128, "batch": 32, "file": [{"path": str(data / "train" / "raw_text" / "en.tsv.gz")}]}
-    large, small = {"learning_rate": 2e-3}, {"learning_rate": 5e-4}
+    optimizer = {kind: {"learning_rate": rate} for kind, rate in RATES.items()}
     triples = {"batch": 32, "context": 64, "hard": 1, "set": sets("triples", TRIPLES)}
-    loss = {"lengths": LENGTHS}
+    loss = {"lengths": LENGTHS, "temperature": 0.05}
     fresh = {
-        "vocabulary": 4096, "sample": 5000, "width": WIDTH, "mlp": 192, "layers": 3, "every": 3,
+        "vocabulary": 4096, "sample": 5000, "width": WIDTH, "mlp": 192, "layers": 1, "every": 1,
         "heads": 3, "head": 32, "window": 128, "context": 512,
     }  # fmt: skip
     common = {
-        "pretrain": {"run": run["pretrain"], "optimizer": large, "text": text},
-        "adapt": {"run": run["adapt"], "optimizer": large, "text": text},
+        "pretrain": {"run": run["pretrain"], "optimizer": optimizer["pretrain"], "text": text},
+        "adapt": {"run": run["adapt"], "optimizer": optimizer["adapt"], "text": text},
         "prefinetune": {
-            "run": run["prefinetune"], "optimizer": large, "loss": loss,
-            "data": {"batch": 128, "context": 64, "set": sets("pairs", PAIRS)},
+            "run": run["prefinetune"], "optimizer": optimizer["prefinetune"], "loss": loss,
+            "data": {"batch": 32, "context": 64, "set": sets("pairs", PAIRS)},
         },
-        "finetune": {"run": run["finetune"], "optimizer": small, "loss": loss, "data": triples, "rounded": INT4},
+        "finetune": {
+            "run": run["finetune"], "optimizer": optimizer["finetune"], "loss": loss, "data": triples, "rounded": INT4,
+        },
         "soup": {"loss": loss, "data": triples},
     }  # fmt: skip
     stages: list[dict[str, Any]] = [
@@ -276,23 +279,29 @@ def log_lines(work: Path) -> Iterator[dict[str, Any]]:
         result = json.loads((out / "done.json").read_text()).get("held_out", {})
         after = result.get("after") or result.get("soup") or {}
         figures = json.loads((out / "scores.json").read_text()) if (out / "scores.json").exists() else {}
-        if "ndcg@10" in after:
-            figures |= {HELD: after["ndcg@10"]} | (
-                {f"{HELD} {INT4}": after[key] for key in (f"ndcg@10 {INT4}",) if key in after}
-            )
+        measured = {HELD: "ndcg@10", f"{HELD} {INT4}": f"ndcg@10 {INT4}"}
+        if stage.get("quantization"):  # it measures itself rounded only
+            del measured[HELD]
+        figures |= {name: after[key] for name, key in measured.items() if key in after}
+        steps = steps_of(out / "log.jsonl")
         name, seed = re.fullmatch(r"(.*?)(?:-(\d))?", stage["name"]).groups()  # type: ignore[union-attr]
         yield {
             "run": name, "seed": int(seed or 0), "stage": stage["stage"],
             "seconds": round(json.loads((out / "seconds.json").read_text()), 1),
             "figures": {key: round(value, 3) for key, value in figures.items()},
             "held-out loss": round(after["loss"], 4) if "loss" in after else None,
-            "losses": thinned(out / "log.jsonl"),
+            "tokens": round(mean(step["tokens"] for step in steps)) if steps else None,  # a step's
+            "losses": thinned(steps),
         }  # fmt: skip
 
 
-def thinned(log: Path, pieces: int = 20) -> list[tuple[int, float]]:
+def steps_of(log: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, log.read_text().splitlines() if log.exists() else ())
+    return [line for line in lines if "loss" in line]
+
+
+def thinned(steps: Sequence[Mapping[str, Any]], pieces: int = 20) -> list[tuple[int, float]]:
     """The last step of each of some spans, and the mean loss in it."""
-    steps = [line for line in map(json.loads, log.read_text().splitlines() if log.exists() else ()) if "loss" in line]
     spans = [steps[len(steps) * place // pieces : len(steps) * (place + 1) // pieces] for place in range(pieces)]
     return [(span[-1]["step"], round(mean(line["loss"] for line in span), 3)) for span in spans if span]
 

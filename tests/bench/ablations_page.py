@@ -240,7 +240,7 @@ def effects(figures: Figures) -> str:
     ticks = [sign * size for size in (0.3, 1, 3, 10, 30) if size < most for sign in (1, -1)]
     parts = [line(across(tick), top, across(tick), bottom, "grid") for tick in ticks]
     parts += [write(across(tick), bottom + 14, f"{tick:+g}", "middle", "small") for tick in ticks]
-    said = "points, the paper's way to the right; a dot a seed, the bar what the rule calls their spread"
+    said = "points of the mean over tasks, as said to the right; a dot a seed, the bar what the rule calls their spread"
     parts += [line(across(0), top, across(0), bottom, "ink"), write((left + right) / 2, 20, said, "middle", "small")]
     y = float(top)
     for name, rows in found.items():
@@ -299,7 +299,7 @@ def plots(lines: Lines) -> dict[str, str]:
     }
     starts: dict[str, dict[float, list[float]]] = {}
     for label, run in SHOWN["initialisation"].items():
-        for one in (one for one in lines if one["run"] == run):
+        for one in (one for one in lines if one["run"] == run and one["figures"]):
             for step, loss in one["losses"]:
                 starts.setdefault(label, {}).setdefault(step, []).append(loss)
     return {
