@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from default_texts import read
+from default_texts import SEED, read
 from refembed_torch.forward import unit
 from refembed_torch.train.vocabulary import BYTES
 from torch import Tensor
@@ -30,13 +30,10 @@ import refembed
 from refembed.checkpoint import TOKENIZER, open_checkpoint
 from refembed.layout import write_checkpoint
 
-SEED = 20_250_924
 LENGTHS, TEMPERATURE = (64, 128), 0.05
 ROWS, BATCH, STEPS, RATE = 4000, 1024, 400, 2e-2
 TABLE, LAST = "embed_tokens.weight", "3_Dense.linear.weight"
-Pairs = list[
-    tuple[Tensor, Tensor]
-]  # of each set the queries and the positives, both (rows, dimensions), of unit length
+Pairs = list[tuple[Tensor, Tensor]]  # each set's queries and positives, (rows, dimensions), of unit length
 
 
 def vectors_of(model: refembed.Embedder, sets: Path) -> Pairs:

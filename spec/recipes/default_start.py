@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from default_texts import RECOMBINED, paragraphs_of, read, write_sets, write_varied
+from default_texts import RECOMBINED, SEED, paragraphs_of, read, write_sets, write_varied
 from refembed_torch.train.chance import generator
 from refembed_torch.train.vocabulary import BYTES, FIRST, train_tokenizer
 
@@ -32,7 +32,6 @@ from refembed.layout import write_checkpoint
 from refembed.prompts import PROMPTS
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
 
-SEED = 20_250_924
 PIECES, VOCABULARY = 22_000, 32_000  # found by counting; and with those added for capitals and prompts, about
 WIDTH, SPARE = 256, 8  # the last numbers of a row are no part of its meaning: they fill it up to unit size
 CONFIG = Config(

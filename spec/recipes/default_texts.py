@@ -112,8 +112,6 @@ in a statement, the minister said that {}|experts warn that {}|{}, he told repor
 breaking news: {}|study finds that {}|update: {}|the new law means that {}|{} for the first time since the war|
 {}, a spokesman said on Friday|thousands of people heard that {}|{}, which surprised nobody|{} because of the weather|
 {}, the newspaper reported|{} after three days of talks|{}, and more are expected|{} in the first quarter""")
-
-
 JOINTS = [", and ", ", but ", " because ", " while ", ". ", " when ", ", so ", ", which means that "]
 
 

@@ -1,5 +1,4 @@
 """The paper's ablations in small: what each choice of the recipe is worth on a model of some hundred thousand weights.
-Not run yet: spec/ablations has the page's words, and no runs.
 
 python tests/bench/ablations.py WORK [--data DATA] [--processes 2]    trains and judges what WORK does not hold yet
 python tests/bench/ablations.py WORK --keep                           what it holds -> spec/ablations/runs.jsonl

