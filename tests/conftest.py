@@ -1,8 +1,11 @@
 """Where the tests find the real weights and data, and a loud word at the end on what did not run for want of them."""
 
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -78,3 +81,34 @@ def numpy_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random checkpoint in the released layout; not to be changed."""
     return write_checkpoint(tmp_path_factory.mktemp("small"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, driven by Playwright."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        missing("browser", "install Chromium (on Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--no-first-run", *quiet])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """An empty page that reaches no network: a test fails at its end for any console error, exception or request that
+    failed. `page.goto(file.as_uri())` opens a file.
+    """
+    context, wrong = browser.new_context(), []
+    context.route("http*://**", lambda route: route.abort())
+    opened = context.new_page()
+    opened.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("requestfailed", lambda request: wrong.append(f"{request.url}: {request.failure}"))
+    yield opened
+    context.close()
+    assert not wrong, wrong

@@ -173,3 +173,11 @@ def write_checkpoint(
         save_file({"linear.weight": single.pop(f"{dense}.linear.weight")}, folder / dense / "model.safetensors")
     save_file(single, folder / "model.safetensors")
     return folder
+
+
+def accessibility_faults(page: Any) -> list[str]:
+    """What axe finds wrong with an open page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{fault['id']}: {node['html']}" for fault in found for node in fault["nodes"]]
