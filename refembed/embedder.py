@@ -208,7 +208,7 @@ class Embedder:
             return most
         if isinstance(dimensions, bool) or not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= most:
             raise RefembedError(
-                "option-dimensions", f"dimensions is {dimensions!r}, a whole number, 1 to {most}, needed"
+                "option-dimensions", f"dimensions is {dimensions!r}, a whole number from 1 to {most} needed"
             )
         return int(dimensions)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 BUILT_IN = ROOT / "refembed" / "default_model"
 
 
@@ -63,9 +62,10 @@ def test_built_in_model_is_small():
     assert sum(file.stat().st_size for file in BUILT_IN.rglob("*") if file.is_file()) <= 12_000_000
 
 
-def test_readme_python_block_runs(monkeypatch):
-    """Wrong if the README's Python example does not run as written (on the built-in model in place of the real one)."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+@pytest.mark.parametrize("page", ["README.md", "spec/running.md"])
+def test_python_blocks_run(page):
+    """Wrong if a page's Python example does not run as written (on the built-in model in place of the real one)."""
+    (block,) = re.findall(r"```py(?:thon)?\n(.*?)```", (ROOT / page).read_text(), re.S)
     exec(block.replace('"google/embeddinggemma-300m"', ""), {})
 
 

@@ -116,7 +116,7 @@ class TorchModel(Trained):
         most = self.config.dimensions
         if dimensions is not None and not 1 <= dimensions <= most:
             raise RefembedError(
-                "option-dimensions", f"dimensions is {dimensions!r}, a whole number, 1 to {most}, needed"
+                "option-dimensions", f"dimensions is {dimensions!r}, a whole number from 1 to {most} needed"
             )
         return unit(self(texts), dimensions)
 
