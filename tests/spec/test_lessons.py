@@ -1,0 +1,235 @@
+"""spec/lessons: checks that fail until an exercise is solved, pass on the solutions, and name typical mistakes."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_chapters import broken_links, fences
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "spec" / "lessons"))
+import check
+from checks import CHAPTERS, EXERCISES, LESSONS
+
+FOLDER = Path(check.__file__).parent
+ROOT = FOLDER.parents[1]
+PAGE = FOLDER / "README.md"
+EVERY = [(lesson, exercise) for lesson, exercises in EXERCISES.items() for exercise in exercises]
+SOURCES = {lesson: (FOLDER / "solutions" / f"{name}.py").read_text() for lesson, name in LESSONS.items()}
+
+
+def verdicts(lesson, folder):
+    """Exercise -> its outcome."""
+    return {outcome.exercise: outcome for outcome in check.outcomes(lesson, folder)}
+
+
+def body_of(source, name):
+    """A function's statements after its docstring, as they stand in the source."""
+    (node,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return "\n".join(source.splitlines()[node.body[1].lineno - 1 : node.end_lineno])
+
+
+@pytest.fixture
+def solved(tmp_path):
+    """A copy of the solutions, to be spoilt."""
+    return Path(shutil.copytree(FOLDER / "solutions", tmp_path / "solved"))
+
+
+# the checks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_nothing_passes_unsolved(lesson):
+    """Wrong if a check passes on an exercise nobody has solved, or takes what is not written for a crash."""
+    for exercise, outcome in verdicts(lesson, FOLDER / "exercises").items():
+        assert outcome.verdict in (check.TO_DO, check.WAITS), f"{exercise}: {outcome}"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_solutions_pass(lesson):
+    """Wrong if a check asks for something that the model is not."""
+    found = verdicts(lesson, FOLDER / "solutions")
+    assert list(found) == list(EXERCISES[lesson])
+    assert {outcome.verdict for outcome in found.values()} == {check.RIGHT}, found
+
+
+@pytest.mark.parametrize(("lesson", "exercise"), EVERY)
+def test_each_exercise_alone(lesson, exercise, solved):
+    """Wrong if one exercise left undone, all others solved, is not named as such, or fails what does not rest on it."""
+    file = solved / f"{LESSONS[lesson]}.py"
+    file.write_text(SOURCES[lesson].replace(body_of(SOURCES[lesson], exercise), "    raise NotImplementedError"))
+    found = verdicts(lesson, solved)
+    assert (found[exercise].verdict, found[exercise].words) == (check.TO_DO, "yours to write")
+    for other, outcome in found.items():
+        if other != exercise:
+            resting = outcome.verdict == check.WAITS and exercise in outcome.words
+            assert outcome.verdict == check.RIGHT or resting, outcome
+
+
+MISTAKES = [  # lesson, exercise, right code, a learner's, a word of what the check must say
+    (1, "with_prompt", "prompts[task] + text", "prompts[task].strip() + text", "last space is lost"),
+    (1, "with_prompt", "if title:", "if False:", "title is ignored"),
+    (1, "merge", "_, at = min(ranked)", "_, at = ranked[0]", "whatever its rank"),
+    (1, "with_ends", '"max_position_embeddings"] - 2', '"max_position_embeddings"]', "BOS and EOS are not counted"),
+    (1, "with_ends", "ids[:", "ids[-4:][:", "start is cut"),
+    (1, "embed_tokens", ' * np.sqrt(settings["hidden_size"])', "", "square root of the width is left out"),
+    (2, "linear", "weight.T", "weight", "not transposed"),
+    (2, "rms_norm", "(1 + weight)", "weight", "by w, not by 1 + w"),
+    (2, "rms_norm", "axis=-1, ", "", "whole array"),
+    (2, "rms_norm", "np.sqrt(mean_square + epsilon)", "(np.sqrt(mean_square) + epsilon)", "after the square root"),
+    (2, "rms_norm", "mean_square + epsilon", "mean_square", "epsilon is left out"),
+    (2, "gelu", "x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))", "np.maximum(x, 0)", "ReLU"),
+    (2, "gated_mlp", "gate = gelu", "gate = ", "no activation"),
+    (3, "rotary_angles", "np.arange(0, head, 2)", "np.arange(head // 2)", "twice as slow"),
+    (3, "rotary_angles", "np.arange(tokens)", "np.arange(1, tokens + 1)", "begin at 1"),
+    (3, "rotate", "np.split(x, 2, axis=-1)", "x[..., ::2], x[..., 1::2]", ""),
+    (3, "rotate", "first * cos - second * sin, second * cos + first * sin",
+     "first * cos + second * sin, second * cos - first * sin", "backwards"),
+    (4, "softmax", " - scores.max(axis=-1, keepdims=True)", "", "overflows"),
+    (4, "window_mask", "sliding_window // 2", "sliding_window", "not halved"),
+    (4, "window_mask", "np.abs(position[:, None] - position)", "position[:, None] - position", ""),
+    (4, "window_mask", "distance <= reach", "distance < reach", "edge is left out"),
+    (4, "split_heads", "x.reshape(len(x), -1, head).swapaxes(0, 1)", "x.reshape(-1, len(x), head)", "another's"),
+    (4, "attend", " * scale", "", "not scaled"),
+    (4, "attend", "scores + mask", "scores", "mask is left out"),
+    (4, "attention", "1 / np.sqrt(settings", "1 / (settings", "itself"),
+    (4, "attention", "rotate(normed, cos, sin)", "normed", "not turned"),
+    (5, "layer", "x = x + norm(attention", "x = norm(attention", ""),
+    (5, "encode", '"rope_local_base_freq"] if sliding else settings["rope_theta"]',
+     '"rope_theta"] if sliding else settings["rope_local_base_freq"]', "bases are swapped"),
+    (5, "encode", " if sliding else None", "", "full layers have the window too"),
+    (5, "mean_pool", "states.mean(axis=0)", "states[1:-1].mean(axis=0)", "BOS and EOS are left out"),
+    (5, "dense_head", 'linear(pooled, parameters["2_Dense.linear.weight"])',
+     'np.tanh(linear(pooled, parameters["2_Dense.linear.weight"]))', "activation"),
+    (5, "truncate", "l2_normalize(embedding[..., :dimensions])", "embedding[..., :dimensions]", "unit length again"),
+    (5, "embed_ids", "return l2_normalize(", "return (", "unit length"),
+    (6, "log_hardness", "alpha *", "-alpha *", "alpha has the wrong sign"),
+    (6, "false_negative_mask", "i == j or (", "(", "diagonal is masked"),
+    (6, "log_terms", "log_w + ", "", "weight is left out"),
+    (6, "contrastive", "np.exp(terms - largest[:, None])", "np.exp(terms)", ""),
+    (6, "second_moment", "other_cosines(x) ** 2", "(l2_normalize(x) @ l2_normalize(x).T) ** 2", "with itself"),
+    (6, "l2_normalize_gradient", "(upstream - np.sum(upstream * unit, axis=-1, keepdims=True) * unit)", "upstream",
+     "only the division"),
+    (6, "contrastive_gradient", "(examples * temperature)", "examples", "temperature is left out"),
+    (6, "second_moment_gradient", "4 * other", "2 * other", "stands in the sum twice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lesson", "exercise", "right", "wrong", "words"), MISTAKES)
+def test_typical_mistakes(lesson, exercise, right, wrong, words, solved):
+    """Wrong if a typical wrong answer passes, or is not called by its name where the check knows it."""
+    body = body_of(SOURCES[lesson], exercise)
+    assert body.count(right) == 1, body
+    spoilt = SOURCES[lesson].replace(body, body.replace(right, wrong))
+    (solved / f"{LESSONS[lesson]}.py").write_text(spoilt)
+    outcome = verdicts(lesson, solved)[exercise]
+    assert outcome.verdict == check.WRONG, outcome
+    assert words in outcome.words
+
+
+BROKEN = [  # what is done to lesson 2's solution, the verdict on rms_norm, words it must say
+    ("return x / np.sqrt(mean_square", "return x / np.sqrt(mean_sqare", check.CRASHED, "py, line 14: return x / "),
+    ("return x / np.sqrt(mean_square + epsilon) * (1 + weight)", "x / 2", check.WRONG, "nothing is returned"),
+    ("    mean_square = ", "    x /= 2\n    mean_square = ", check.CRASHED, "not its own to change"),
+    ("def rms_norm(", "def rmsnorm(", check.WRONG, "lesson2_mlp.py has no function of this name"),
+    ("axis=-1, keepdims=True)", "axis=-1, keepdims=False)", check.CRASHED, "broadcast"),
+    ("* (1 + weight)", "* (1 + weight)[0]", check.WRONG, "% of the numbers differ"),
+    ("* (1 + weight)  # (..., n)", "@ np.ones((len(weight), 3))", check.WRONG, "expected shape (10, 48), got (10, 3)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong", "verdict", "words"), BROKEN)
+def test_what_a_learner_is_told(right, wrong, verdict, words, solved):
+    """Wrong if a slip of the pen is told as something else, or without the learner's own line."""
+    assert right in SOURCES[2]
+    (solved / "lesson2_mlp.py").write_text(SOURCES[2].replace(right, wrong))
+    outcome = verdicts(2, solved)["rms_norm"]
+    assert outcome.verdict == verdict
+    assert words in outcome.words
+
+
+def test_a_file_that_is_no_python(solved):
+    """Wrong if a missing bracket ends the command, or is not told with its line."""
+    (solved / "lesson2_mlp.py").write_text(SOURCES[2].replace("* (1 + weight)", "* (1 + weight"))
+    (outcome,) = verdicts(2, solved).values()
+    assert outcome.verdict == check.CRASHED
+    assert re.search(r"was never closed \(lesson2_mlp.py, line \d+\)", outcome.words)
+
+
+def test_what_rests_on_an_earlier_mistake(solved):
+    """Wrong if a right function is blamed for an earlier lesson's mistake without a word of it."""
+    (solved / "lesson2_mlp.py").write_text(SOURCES[2].replace("(1 + weight)", "weight"))
+    outcome = verdicts(5, solved)["layer"]
+    assert outcome.verdict == check.WRONG
+    assert "begin with rms_norm of lesson 2, which is WRONG" in outcome.words
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_solutions_have_the_exercises_form(lesson):
+    """Wrong if an exercise asks for other functions or arguments than its solution has, or has no docstring."""
+
+    def functions(folder):
+        tree = ast.parse((FOLDER / folder / f"{LESSONS[lesson]}.py").read_text())
+        return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+    asked, solved = functions("exercises"), functions("solutions")
+    for name, node in asked.items():
+        assert ast.unparse(node.args) == ast.unparse(solved[name].args), name
+        assert ast.get_docstring(node), name
+    assert set(EXERCISES[lesson]) <= set(asked)
+
+
+def test_the_command(capsys):
+    """Wrong if the exit status does not tell right from unsolved, or a lesson is left out."""
+    assert check.main(["--folder", str(FOLDER / "solutions")]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"lesson {lesson}: {name}.py" in printed for lesson, name in LESSONS.items())
+    assert check.main(["3"]) == 1
+    assert "0 of 2 right" in capsys.readouterr().out
+    for wrong in (["7"], ["--folder", "nowhere"]):
+        with pytest.raises(SystemExit) as ended:
+            check.main(wrong)
+        assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--call", "solutions.lesson5_model:embed"],
+        ["--level", "losses", "--call", "solutions.lesson6_loss:loss", "--cases", "contrastive*,spread*"],
+    ],
+    ids=["model", "losses"],
+)
+def test_the_suite_that_ports_are_held_to(arguments):
+    """Wrong if who solved every exercise has no conforming port, by the command that lessons 5 and 6 name."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "refembed", "verify", *arguments]
+    done = subprocess.run(command, cwd=FOLDER, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nCONFORMS" in done.stdout
+
+
+def test_the_page_shows_what_the_command_prints(solved, capsys):
+    """Wrong if the page's example is not what a learner sees: the one forgotten, and gelu still to do."""
+    spoilt = (
+        SOURCES[2]
+        .replace("(1 + weight)", "weight")
+        .replace(body_of(SOURCES[2], "gelu"), "    raise NotImplementedError")
+    )
+    (solved / "lesson2_mlp.py").write_text(spoilt)
+    check.main(["2", "--folder", str(solved)])
+    (shown,) = (block for language, block in fences(PAGE.read_text()) if block.startswith("lesson 2"))
+    assert capsys.readouterr().out == shown
+
+
+def test_links_lead_somewhere():
+    """Wrong if the page links to a file that is not there, or an exercise names a chapter that is not."""
+    assert broken_links(PAGE) == []
+    for lesson, name in LESSONS.items():
+        named = re.findall(r"\d\d-[a-z-]+\.md", (FOLDER / "exercises" / f"{name}.py").read_text() + CHAPTERS[lesson])
+        assert len(named) > 1
+        assert all((FOLDER.parent / chapter).exists() for chapter in named)
