@@ -1,6 +1,7 @@
 """spec/lessons: checks that fail until an exercise is solved, pass on the solutions, and name typical mistakes."""
 
 import ast
+import itertools
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from test_chapters import broken_links, fences
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "spec" / "lessons"))
+import break_it
 import check
 from checks import CHAPTERS, EXERCISES, LESSONS
 
@@ -233,3 +235,123 @@ def test_links_lead_somewhere():
         named = re.findall(r"\d\d-[a-z-]+\.md", (FOLDER / "exercises" / f"{name}.py").read_text() + CHAPTERS[lesson])
         assert len(named) > 1
         assert all((FOLDER.parent / chapter).exists() for chapter in named)
+
+
+# break it -------------------------------------------------------------------------------------------------------------
+
+PUZZLES = range(1, len(break_it.CANDIDATES) + 1)
+
+
+def test_exactly_one_answer_is_right(capsys):
+    """Wrong if a puzzle takes a wrong answer, or refuses the right one, or a defect stands in no puzzle or in two."""
+    for puzzle in PUZZLES:
+        accepted = [id for id in break_it.CANDIDATES if break_it.main([str(puzzle), "--answer", id]) == 0]
+        assert accepted == [break_it.answer_of(puzzle)]
+        said = capsys.readouterr().out.split("\n")
+        assert sum(line.startswith("Right: ") for line in said) == 1
+        assert sum(line.startswith("No, this is not ") for line in said) == len(break_it.CANDIDATES) - 1
+    assert sorted(map(break_it.answer_of, PUZZLES)) == list(break_it.CANDIDATES)
+    assert len(break_it.CANDIDATES) >= 8
+
+
+def test_puzzles_are_of_the_catalogue():
+    """Wrong if a puzzle's mistake, or one it is told from, is not in the catalogue, or its chapter is not there."""
+    assert set(break_it.REASONS) == set(break_it.CANDIDATES) <= set(break_it.KNOWN)
+    for id, reason in break_it.REASONS.items():
+        assert set(reason.neighbours) <= set(break_it.CANDIDATES) - {id}
+        assert (ROOT / "spec" / break_it.KNOWN[id].chapter).exists()
+
+
+def test_what_is_shown_tells_every_two_apart():
+    """Wrong if two candidates give the same table: no reasoning could decide between them."""
+    for one, other in itertools.combinations(break_it.CANDIDATES, 2):
+        assert break_it.unlike(break_it.rows(one), break_it.rows(other)), (one, other)
+        assert break_it.table(break_it.rows(one)) != break_it.table(break_it.rows(other))
+
+
+def test_a_puzzle_does_not_name_its_answer(capsys):
+    """Wrong if what stands above the list of candidates, or that list itself, differs by the answer's name."""
+    lists = set()
+    for puzzle in PUZZLES:
+        assert break_it.main([str(puzzle)]) == 0
+        table, _, candidates = capsys.readouterr().out.partition("Which of these is it?")
+        assert not [id for id in break_it.CANDIDATES if id in table]
+        lists.add(candidates)
+        assert break_it.main([str(puzzle), "--stages"]) == 0
+        inside = capsys.readouterr().out
+        assert not [id for id in break_it.CANDIDATES if id in inside]
+    assert len(lists) == 1
+
+
+# What the reasons say of stages: defect, text looked at (0: 8 tokens, 1: 21), the last right stage, the first wrong one
+# and its wrong tokens.
+INSIDE = [
+    ("causal", 0, "layer.00.attention.query_rotated", "layer.00.attention.weights", list(range(7))),
+    ("norm-offset-missing", 0, "embedded", "layer.00.attention.norm", list(range(8))),
+    ("rotary-missing", 0, "layer.00.attention.norm", "layer.00.attention.query_rotated", list(range(1, 8))),
+    ("rotary-bases-swapped", 0, "layer.00.attention.norm", "layer.00.attention.query_rotated", list(range(1, 8))),
+    ("pads-attended", 0, "layer.00.attention.query_rotated", "layer.00.attention.weights", list(range(8))),
+    ("window-not-halved", 0, "embedding", None, []),
+    ("window-not-halved", 1, "layer.00.attention.query_rotated", "layer.00.attention.weights", list(range(21))),
+    ("pads-pooled", 1, "final_norm", "pooled", None),
+    ("pool-last", 1, "final_norm", "pooled", None),
+    ("pool-without-prompt", 1, "final_norm", "pooled", None),
+    ("dense-missing", 1, "pooled", "embedding", None),
+]
+
+
+@pytest.mark.parametrize(("defect", "text", "last_right", "first_wrong", "tokens"), INSIDE)
+def test_the_reasons_are_true_inside(defect, text, last_right, first_wrong, tokens):
+    """Wrong if an explanation points at a stage or at tokens that are not the first to be wrong."""
+    case = break_it.INSIDE[text]
+    right = break_it.inside(break_it.RIGHT, case)
+    found = break_it.inside(break_it.KNOWN[defect].mutation, case)
+    told = dict(line.split(maxsplit=1) for line in break_it.stages(found, right).splitlines()[1:])
+    stages = list(told)
+    assert {told[stage] for stage in stages[: stages.index(last_right) + 1]} == {"right"}
+    if first_wrong:
+        assert stages.index(first_wrong) == stages.index(last_right) + 1
+        assert not told[first_wrong].startswith("right")
+    if tokens:
+        assert break_it.wrong_tokens(found[first_wrong], right[first_wrong]) == tokens
+
+
+def test_the_reasons_are_true_outside():
+    """Wrong if an explanation says of a case's tokens, cosine or length what is not so."""
+    tokens = [row.tokens for row in break_it.right_rows()]
+
+    def wrong(defect):
+        return {
+            case.words
+            for case, row in zip(break_it.CASES[:-1], break_it.rows(defect), strict=False)
+            if row.cosine < 0.9999
+        }
+
+    longer = {
+        size: {case.words for case, own in zip(break_it.CASES[:-1], tokens, strict=False) if own >= size}
+        for size in (9, 10)
+    }
+    assert wrong("window-one-short") == longer[9]
+    assert wrong("window-not-halved") == longer[10]
+    assert wrong("lower-cased") == {"capitals"}
+    assert wrong("pads-attended") == wrong("pads-pooled") == {"a word, beside 17 words in a batch"}
+    assert wrong("prompt-missing") == {case.words for case in break_it.CASES[:-1] if case.texts[0].task}
+    assert wrong("truncated-not-normalised") == set()
+    assert [row.length for row in break_it.rows("truncated-not-normalised")][-2] < 0.9
+    assert [right - row.tokens for right, row in zip(tokens, break_it.rows("eos-missing"), strict=True)] == [1] * len(
+        tokens
+    )
+    assert break_it.rows("rotary-missing")[-1].cosine == pytest.approx(1, abs=1e-9)
+    assert max(abs(row.cosine) for row in break_it.rows("dense-missing")[:-1]) < 0.25
+
+
+def test_a_text_of_ones_own(capsys):
+    """Wrong if --text does not show the puzzle's model, or a title without a document's task is taken."""
+    puzzle = str(next(puzzle for puzzle in PUZZLES if break_it.answer_of(puzzle) == "lower-cased"))
+    for text, right in (("nasa", True), ("NASA", False)):
+        assert break_it.main([puzzle, "--text", text]) == 0
+        assert ("cosine 1.000000" in capsys.readouterr().out) == right
+    for wrong in ([puzzle, "--text", "a", "--title", "b"], ["99"], [puzzle, "--answer", "nonsense"]):
+        with pytest.raises(SystemExit) as ended:
+            break_it.main(wrong)
+        assert ended.value.code == 2
