@@ -9,13 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_chapters import broken_links, fences
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "spec" / "lessons"))
 import break_it
 import check
+import train_tiny
 from checks import CHAPTERS, EXERCISES, LESSONS
+
+from refembed.reference.losses import Batch
 
 FOLDER = Path(check.__file__).parent
 ROOT = FOLDER.parents[1]
@@ -354,4 +358,73 @@ def test_a_text_of_ones_own(capsys):
     for wrong in ([puzzle, "--text", "a", "--title", "b"], ["99"], [puzzle, "--answer", "nonsense"]):
         with pytest.raises(SystemExit) as ended:
             break_it.main(wrong)
+        assert ended.value.code == 2
+
+
+# train a tiny one -----------------------------------------------------------------------------------------------------
+
+
+def test_held_out_pairs_are_new_and_share_no_word():
+    """Wrong if the score could come from a pair that was trained on, or from a word in query and document alike."""
+    everything = train_tiny.pairs()
+    known, held = train_tiny.split(everything)
+    assert (len(everything), len(known), len(held)) == (96, 64, 32)
+    assert not {(pair.animal, pair.question) for pair in known} & {(pair.animal, pair.question) for pair in held}
+    for side in ("animal", "question"):
+        assert {getattr(pair, side) for pair in known} == {getattr(pair, side) for pair in held}
+    ends = {train_tiny.CONFIG.bos, train_tiny.CONFIG.eos}
+    assert all(set(one.query.tolist()) & set(other.document.tolist()) == ends for one in held for other in everything)
+    assert len({tuple(pair.document) for pair in everything}) == 96
+    assert max(max(pair.query.max(), pair.document.max()) for pair in everything) < train_tiny.CONFIG.vocabulary
+
+
+def test_hard_negatives_are_near_and_known():
+    """Wrong if a hard negative is the answer itself, has neither animal nor question in common, or is held out."""
+    known, _ = train_tiny.split(train_tiny.pairs())
+    of = {tuple(pair.document): pair for pair in known}
+    rng = np.random.default_rng(0)
+    for pair in known:
+        near = of[tuple(train_tiny.hard_negative(pair, known, rng))]
+        assert (near.animal == pair.animal) + (near.question == pair.question) == 1
+
+
+@pytest.mark.parametrize("without", [(), ("spread-out",), ("contrastive",), ("matryoshka",)])
+def test_what_is_left_out_is_not_trained(without):
+    """Wrong if the gradient is not that of the parts left in: by finite differences along one direction."""
+    rng = np.random.default_rng(1)
+    settings = train_tiny.Settings(without=without, alpha=0.0)  # no weight, so no constant in the gradient
+    sides = [rng.standard_normal((3, 32)), rng.standard_normal((3, 32)), rng.standard_normal((3, 1, 32))]
+    along, mask = [rng.standard_normal(side.shape) for side in sides], np.ones((3, 3), bool)
+
+    def loss(step):
+        moved = Batch(*(side + step * way for side, way in zip(sides, along, strict=True)))
+        found = train_tiny.loss_of(moved, mask, settings)
+        return ("contrastive" not in without) * found.contrastive + ("spread-out" not in without) * found.spread_out
+
+    gradient = train_tiny.loss_of(Batch(*sides), mask, settings).gradient
+    expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert sum(np.sum(one * way) for one, way in zip(gradient, along, strict=True)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_tiny_model_learns(capsys):
+    """Wrong if training does not lower the loss, or held-out queries do not find their documents better than before."""
+    before, after = train_tiny.run(train_tiny.Settings(steps=50), every=49)
+    assert after.first > before.first + 0.2
+    assert after.right - after.others > 0.3 > before.right - before.others
+    losses = re.findall(r"^ +\d+ +([\d.]+) +[\d.]+$", capsys.readouterr().out, re.MULTILINE)
+    assert float(losses[-1]) < float(losses[0]) / 2
+
+
+def test_spreading_alone_teaches_nothing(capsys):
+    """Wrong if the score rises without the loss that says which texts belong together."""
+    before, after = train_tiny.run(train_tiny.Settings(steps=10, without=("contrastive",)))
+    assert after.first < 0.1
+    assert after.spread < before.spread / 2
+
+
+def test_the_training_command_refuses(capsys):
+    """Wrong if a temperature of 0, a batch of one, or an unknown part starts a run."""
+    for wrong in (["--temperature", "0"], ["--examples", "1"], ["--steps", "0"], ["--without", "everything"]):
+        with pytest.raises(SystemExit) as ended:
+            train_tiny.main(wrong)
         assert ended.value.code == 2
