@@ -51,18 +51,18 @@ def outcomes(lesson: int, folder: Path) -> Iterator[Outcome]:
         return
     for exercise, check in EXERCISES[lesson].items():
         verdict, words = judged(exercise, check, module, folder)
-        if verdict == WRONG and (earlier := unfinished(lesson, folder)):
-            words += f"\nbegin with {earlier}: what is built on it cannot be right before"
+        if verdict == WRONG and (earlier := faulty(lesson, folder)):
+            words += f"\nbegin with {earlier}: it may be the reason"
         yield Outcome(exercise, verdict, words)
 
 
-def unfinished(lesson: int, folder: Path) -> str:
-    """The first exercise of the lessons before this one that is not right."""
+def faulty(lesson: int, folder: Path) -> str:
+    """The first wrong exercise of the earlier lessons that this one imports. What is to do makes itself heard."""
     for before in range(1, lesson):
-        module = importlib.import_module(f"learner.{LESSONS[before]}")
-        for exercise, check in EXERCISES[before].items():
+        module = sys.modules.get(f"learner.{LESSONS[before]}")
+        for exercise, check in EXERCISES[before].items() if module else ():
             verdict, _ = judged(exercise, check, module, folder)
-            if verdict != RIGHT:
+            if verdict in (WRONG, CRASHED):
                 return f"{exercise} of lesson {before}, which is {verdict}"
     return ""
 

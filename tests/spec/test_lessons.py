@@ -143,7 +143,7 @@ BROKEN = [  # what is done to lesson 2's solution, the verdict on rms_norm, word
     ("    mean_square = ", "    x /= 2\n    mean_square = ", check.CRASHED, "not its own to change"),
     ("def rms_norm(", "def rmsnorm(", check.WRONG, "lesson2_mlp.py has no function of this name"),
     ("axis=-1, keepdims=True)", "axis=-1, keepdims=False)", check.CRASHED, "broadcast"),
-    ("* (1 + weight)", "* (1 + weight)[0]", check.WRONG, "% of the numbers differ"),
+    ("* (1 + weight)", "* (1 + weight)[0]", check.WRONG, "of 480 numbers differ"),
     ("* (1 + weight)  # (..., n)", "@ np.ones((len(weight), 3))", check.WRONG, "expected shape (10, 48), got (10, 3)"),
 ]  # fmt: skip
 
@@ -428,3 +428,12 @@ def test_the_training_command_refuses(capsys):
         with pytest.raises(SystemExit) as ended:
             train_tiny.main(wrong)
         assert ended.value.code == 2
+
+
+def test_the_page_explains_as_the_command_does():
+    """Wrong if the page's training example has other lines, or explains a number otherwise, than the command."""
+    zeros = train_tiny.Scores(0, 0, 0, 0, 0)
+    printed = train_tiny.report(zeros, zeros, 32, 96)
+    (shown,) = (block for language, block in fences(PAGE.read_text()) if block.startswith("step"))
+    numbers = r"\d\.\d{3} +\d\.\d{3}"
+    assert re.sub(numbers, "n", shown.partition("\n\n")[2].rstrip()) == re.sub(numbers, "n", printed)
