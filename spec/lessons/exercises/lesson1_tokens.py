@@ -5,7 +5,7 @@ that the tokenizer knows, each with an id; and each id picks a row of a table, t
 
     prompt + text  ->  ids = [BOS, pieces, EOS]  ->  x = table[ids] * sqrt(width)          x (tokens, width)
 
-The square root is there because the table is small numbers, and the layers add to what it gives.
+Each layer adds to x; without the square root the first additions would drown the token.
 Read beside it: spec/01-tokens-and-prompts.md, spec/02-embedding.md. Check: python spec/lessons/check.py 1
 """
 
