@@ -103,6 +103,7 @@ function direction(text) {
 class Tokens {
   constructor(box, text, choose) {
     Object.assign(this, { box, text, choose, options: [], chosen: null, strengths: null, unseen: null });
+    box.tokens = this;
     box.replaceChildren();
     const label = text.prompt ? "prompt" : "start";
     this.opening = element("div", { role: "group", class: "opening", "aria-label": label, "data-label": label });
@@ -119,8 +120,7 @@ class Tokens {
 
   /** Options for the next chunk of tokens; the rest when the browser has drawn these. */
   build() {
-    if (!this.box.isConnected || this.box.tokens !== undefined && this.box.tokens !== this) return;
-    this.box.tokens = this;
+    if (this.box.tokens !== this) return; // another text was put into the box
     const from = this.options.length;
     const to = Math.min(from + CHUNK, this.text.ids.length);
     const groups = [document.createDocumentFragment(), document.createDocumentFragment()];
@@ -262,7 +262,6 @@ function paint(canvas, rows, columns, strength) {
   const scale = Math.max(1, Math.min(48, Math.ceil(SIDE / Math.max(rows, columns))));
   canvas.width = columns * scale;
   canvas.height = rows * scale;
-  if (canvas.id === "pairs") canvas.style.width = `${Math.max(canvas.width / 2, 160)}px`;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
@@ -496,6 +495,8 @@ function showPairs() {
   const most = largest(values);
   const canvas = byId("pairs");
   const context = paint(canvas, cells.shape[0], cells.shape[1], (at) => values[at] / most);
+  canvas.style.width = `${Math.min(640, Math.max(160, 24 * cells.shape[1]))}px`;
+  canvas.style.height = `${Math.min(640, Math.max(120, 24 * cells.shape[0]))}px`;
   context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
   context.lineWidth = 2;
   const [wide, high] = [canvas.width / cells.shape[1], canvas.height / cells.shape[0]];
