@@ -25,7 +25,7 @@ HOSTILE = (
     "</script><img src=x onerror=\"document.title='harmed'\"><script>document.title='harmed'</script>{{script}} & <b>"
 )
 ODD = "naïve 🦄 x\u200dy שלום"
-PAINT_MS, CLICK_MS = 4000, 500  # generous: the machine may be doing other work
+LOAD_SECONDS, STEP_SECONDS = 3, 0.3  # of a processor in the page; measured 0.9 and at most 0.11 on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ def numbers(file: Path) -> dict[str, Any]:
 
 def open_page(page: Any, file: Path) -> None:
     page.goto(file.as_uri())
-    page.wait_for_function("document.querySelectorAll('#tokens [role=option]').length === main.ids.length")
+    last = page.evaluate("main.ids.length") - 1
+    page.locator(f"#tokens-{last}").wait_for(state="attached")
 
 
 def shown_percents(text: str) -> list[float]:
@@ -159,12 +160,12 @@ def test_attention_is_the_softmax(twin, monkeypatch, keys: int) -> None:
     step = 1 / reading.WEIGHT_STEPS
     assert data["keys"] == min(keys, len(ids))
     for layer, attention in enumerate(data["attention"]):
-        truth = softmax_rows(trace, twin.config, layer)
-        kept = attention["weights"] * step
-        found = np.take_along_axis(truth, attention["places"].astype(int), axis=-1)
-        np.testing.assert_allclose(kept, found, atol=step)
-        np.testing.assert_allclose(kept, -np.sort(-truth, axis=-1)[..., : data["keys"]], atol=step)
-        np.testing.assert_allclose(kept.sum(axis=-1) + attention["rest"] * step, 1, atol=(data["keys"] + 1) * step)
+        for head, truth in zip(attention, softmax_rows(trace, twin.config, layer), strict=True):
+            kept = head["weights"] * step
+            found = np.take_along_axis(truth, head["places"].astype(int), axis=-1)
+            np.testing.assert_allclose(kept, found, atol=step)
+            np.testing.assert_allclose(kept, -np.sort(-truth, axis=-1)[:, : data["keys"]], atol=step)
+            np.testing.assert_allclose(kept.sum(axis=-1) + head["rest"] * step, 1, atol=(data["keys"] + 1) * step)
 
 
 def test_pictures_average_blocks() -> None:
@@ -496,13 +497,22 @@ def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_2048_tokens_do_not_freeze_the_page(page, long_file) -> None:
-    """Wrong if 2,048 tokens make the file large, the first paint late, or a click slow (the bounds are for a busy
-    machine), or if what is left out is not said.
+    """Wrong if 2,048 tokens make the file large, or the page long to open or slow to answer a click, in time of the
+    processor, layout and paint included; or if what is left out is not said.
     """
     assert long_file.stat().st_size < 15e6
+    client = page.context.new_cdp_session(page)
+    client.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def spent() -> float:
+        frame = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+        page.evaluate(frame)
+        found = client.send("Performance.getMetrics")["metrics"]
+        return next(one["value"] for one in found if one["name"] == "TaskDuration")
+
+    before = spent()
     open_page(page, long_file)
-    painted = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
-    assert painted < PAINT_MS
+    assert 0.01 < spent() - before < LOAD_SECONDS
     steps = {
         "a token": "document.getElementById('tokens-1500').click()",
         "a layer": "document.querySelectorAll('#layers input')[1].click()",
@@ -510,14 +520,10 @@ def test_2048_tokens_do_not_freeze_the_page(page, long_file) -> None:
         "a pair": "document.getElementById('left-1000').click(); document.getElementById('right-20').click()",
     }
     for name, step in steps.items():
-        took = page.evaluate(
-            f"""() => new Promise((done) => {{
-                const start = performance.now();
-                {step};
-                requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
-            }})"""
-        )
-        assert took < CLICK_MS, f"{name}: {took:.0f} ms"
+        before = spent()
+        page.evaluate(step)
+        took = spent() - before
+        assert 0.001 < took < STEP_SECONDS, f"{name}: {took:.3f} s"
     assert page.text_content("#chosen").startswith("Token 1500:")
     said = page.text_content("#limits-list")
     assert f"the {numbers(long_file)['keys']} largest weights of 2048" in said

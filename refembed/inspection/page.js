@@ -32,19 +32,24 @@ function drawn(tag, attributes, ...children) {
 
 const TYPES = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, float32: Float32Array, float64: Float64Array };
 
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64); // many times faster, and not in every browser yet
+  const binary = atob(base64);
+  const bytes = new Uint8Array(binary.length);
+  for (let place = 0; place < binary.length; place++) bytes[place] = binary.charCodeAt(place);
+  return bytes;
+}
+
 /** The numbers of a packed array, decoded when they are first asked for. */
 function numbers(packed) {
   if (!packed.numbers) {
-    const binary = atob(packed.data);
-    const bytes = new Uint8Array(binary.length);
-    for (let place = 0; place < binary.length; place++) bytes[place] = binary.charCodeAt(place);
-    packed.numbers = new TYPES[packed.type](bytes.buffer);
+    packed.numbers = new TYPES[packed.type](bytesOf(packed.data).buffer);
     packed.data = null;
   }
   return packed.numbers;
 }
 
-/** Row `index` of an array, whatever number of axes come before its last. */
+/** Row `index` of a table. */
 function row(packed, index) {
   const length = packed.shape.at(-1);
   return numbers(packed).subarray(index * length, (index + 1) * length);
@@ -156,7 +161,8 @@ class Tokens {
     const most = largest(strengths);
     for (let place = from; place < this.options.length; place++) {
       const option = this.options[place];
-      option.style.setProperty("--s", (Math.abs(strengths[place]) / most).toFixed(3));
+      const strength = (Math.abs(strengths[place]) / most).toFixed(2);
+      if (option.strength !== strength) option.style.setProperty("--s", option.strength = strength); // the slow part
       option.classList.toggle("less", strengths[place] < 0);
       option.classList.toggle("unseen", Boolean(unseen && unseen(place)));
     }
@@ -246,25 +252,37 @@ function colour(name) {
   return [1, 3, 5].map((place) => parseInt(hex.slice(place, place + 2), 16));
 }
 
-/** Draw a table of strengths, -1 to 1, in squares large enough to be hit, on a canvas of about SIDE pixels or more. */
-function paint(canvas, rows, columns, strength) {
+const pictures = new Map(); // packed table -> its picture, a cell a pixel, in the colours of now
+
+/** The picture of a packed table, the colour of each cell its share of the largest magnitude. */
+function picture(packed) {
+  if (pictures.has(packed)) return pictures.get(packed);
+  const [rows, columns] = packed.shape;
+  const cells = numbers(packed);
+  const most = largest(cells);
   const [card, more, less] = [colour("--card"), colour("--more"), colour("--less")];
   const image = new ImageData(columns, rows);
   for (let cell = 0; cell < rows * columns; cell++) {
-    const value = strength(cell);
-    const to = value < 0 ? less : more;
-    const share = Math.min(1, Math.abs(value));
+    const to = cells[cell] < 0 ? less : more;
+    const share = Math.abs(cells[cell]) / most;
     for (let channel = 0; channel < 3; channel++) image.data[4 * cell + channel] = card[channel] + share * (to[channel] - card[channel]);
     image.data[4 * cell + 3] = 255;
   }
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(image, 0, 0);
+  pictures.set(packed, small);
+  return small;
+}
+
+/** Draw a packed table's picture in squares, on a canvas of about SIDE pixels or more. */
+function paint(canvas, packed) {
+  const [rows, columns] = packed.shape;
   const scale = Math.max(1, Math.min(48, Math.ceil(SIDE / Math.max(rows, columns))));
   canvas.width = columns * scale;
   canvas.height = rows * scale;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  context.drawImage(small, 0, 0, canvas.width, canvas.height);
+  context.drawImage(picture(packed), 0, 0, canvas.width, canvas.height);
   return context;
 }
 
@@ -275,13 +293,13 @@ const kindOfLayer = (layer) => (reading.sliding[layer] ? "sliding" : "full");
 
 /** What the chosen token reads in the chosen layer and head: places, weights, and the weight of keys that are not stored. */
 function reads() {
-  const { places: keys, weights, rest } = reading.attention[state.layer];
-  const index = state.head * tokens + state.token;
-  const seen = Array.from(row(keys, index).keys()).filter((entry) => sees(state.layer, state.token, row(keys, index)[entry]));
+  const head = reading.attention[state.layer][state.head];
+  const [keys, weights] = [row(head.places, state.token), row(head.weights, state.token)];
+  const seen = Array.from(keys.keys()).filter((entry) => sees(state.layer, state.token, keys[entry]));
   return {
-    places: seen.map((entry) => row(keys, index)[entry]),
-    weights: seen.map((entry) => row(weights, index)[entry] / WEIGHT_STEPS),
-    rest: numbers(rest)[index] / WEIGHT_STEPS,
+    places: seen.map((entry) => keys[entry]),
+    weights: seen.map((entry) => weights[entry] / WEIGHT_STEPS),
+    rest: numbers(head.rest)[state.token] / WEIGHT_STEPS,
   };
 }
 
@@ -342,11 +360,8 @@ function showReads() {
 
 function showMap() {
   const canvas = byId("map");
-  const { map } = reading.attention[state.layer];
-  const [, rows, columns] = map.shape;
-  const cells = numbers(map).subarray(state.head * rows * columns, (state.head + 1) * rows * columns);
-  const most = largest(cells);
-  const context = paint(canvas, rows, columns, (cell) => cells[cell] / most);
+  const { map } = reading.attention[state.layer][state.head];
+  const context = paint(canvas, map);
   const unit = canvas.width / tokens; // a token's side
   const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink");
   if (reading.sliding[state.layer] && reading.reach < tokens) {
@@ -491,10 +506,8 @@ function showPairs() {
     ? `${named(main, state.left)} with ${named(other, state.right)}${block} adds ${decimal(cell(state.left, state.right), 5)} of the ${cosine}.`
     : state.left !== null ? alone(main, state.left, numbers(rows))
       : state.right !== null ? alone(other, state.right, numbers(columns)) : `All pairs together: ${cosine}.`;
-  const values = numbers(cells);
-  const most = largest(values);
   const canvas = byId("pairs");
-  const context = paint(canvas, cells.shape[0], cells.shape[1], (at) => values[at] / most);
+  const context = paint(canvas, cells);
   canvas.style.width = `${Math.min(640, Math.max(160, 24 * cells.shape[1]))}px`;
   canvas.style.height = `${Math.min(640, Math.max(120, 24 * cells.shape[0]))}px`;
   context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
@@ -506,7 +519,7 @@ function showPairs() {
   const order = strongestPairs(state.other);
   table(byId("pair-table"), "Pairs that add or take most", [["this text", "word"], ["the other", "word"], ["adds"]], order.length, (entry) => {
     const [line, column] = [Math.floor(order[entry] / cells.shape[1]), order[entry] % cells.shape[1]];
-    return [blockName(main, line, step), blockName(other, column, step), decimal(values[order[entry]] * scale, 5)];
+    return [blockName(main, line, step), blockName(other, column, step), decimal(numbers(cells)[order[entry]] * scale, 5)];
   });
 }
 
@@ -572,7 +585,11 @@ byId("pairs").onclick = (event) => {
   const [left, right] = clicked(event, tokens, others[state.other].ids.length);
   choosePair({ left, right });
 };
-matchMedia("(prefers-color-scheme: dark)").onchange = () => { showMap(); if (others.length) showPairs(); };
+matchMedia("(prefers-color-scheme: dark)").onchange = () => {
+  pictures.clear();
+  showMap();
+  if (others.length) showPairs();
+};
 
 showShares();
 showSimilarities();

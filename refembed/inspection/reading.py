@@ -36,7 +36,7 @@ POOLED: dict[str, Callable[[int], Array]] = {  # what of each token's state is i
 
 
 class Head(NamedTuple):
-    """The attention of one head, or of several after each other, as the page has it.
+    """The attention of one head, as the page has it.
 
     places    (tokens, keys) uint16  the keys that each token reads most, most first
     weights   (tokens, keys) uint16  their weights, in steps of 1/65,535
@@ -99,7 +99,7 @@ class Collector:
 
     def __init__(self, keys: int) -> None:
         self.keys = keys
-        self.attention: list[Head] = []
+        self.attention: list[list[Head]] = []  # of each layer, its heads
         self.residual: list[float] = []  # root mean square of the residual stream: embedded, then after each layer
         self.largest: list[float] = []  # its largest magnitude
         self.tokens: list[Array] = []  # each token's own root mean square, (tokens,)
@@ -122,8 +122,7 @@ class Collector:
             case ["layer", _, "attention" | "mlp" as part, "update"]:
                 self.updates[part].append(root_mean_square(tensor))
             case ["layer", _, "attention", "weights"]:
-                heads = [strongest(head, self.keys) for head in tensor]
-                self.attention.append(Head(*map(np.stack, zip(*heads, strict=True))))
+                self.attention.append([strongest(head, self.keys) for head in tensor])
 
 
 class Form(NamedTuple):
@@ -322,7 +321,7 @@ def describe(model: Embedder, first: Text, others: Sequence[Text]) -> dict[str, 
         "norms": {"residual": kept.residual, "largest": kept.largest, **kept.updates, "tokens": np.stack(kept.tokens)},
         "keys": kept.keys,
         "map_step": step_of(MAP_SIDE, len(first.tokens)),
-        "attention": [head._asdict() for head in kept.attention],
+        "attention": [[head._asdict() for head in layer] for layer in kept.attention],
         "similarities": [
             [float(similarity(*pair)[0, 0]) for pair in zip(first.vectors, other.vectors, strict=True)]
             for other in others
