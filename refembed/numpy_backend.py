@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .checkpoint import Checkpoint
 from .errors import RefembedError
 from .reference import collector, embed, embed_batch
+from .reference.trace import Trace
 
 
 class NumpyEncoder:
@@ -28,9 +29,13 @@ class NumpyEncoder:
 
     def trace(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
         kept: dict[str, NDArray[Any]] = {}
-        with self.limit or nullcontext():
-            embed(ids, self.parameters, self.config, collector(kept))
+        self.follow(ids, collector(kept))
         return kept
+
+    def follow(self, ids: NDArray[Any], trace: Trace) -> NDArray[Any]:
+        """The embedding of one text; `trace` is given each named tensor as it is computed, and keeps what it wants."""
+        with self.limit or nullcontext():
+            return embed(ids, self.parameters, self.config, trace)
 
 
 class NumpyBackend:

@@ -925,7 +925,7 @@ SURFACE = {
     "--threads --format jsonl npy safetensors --debug",
     "similarity": "QUERY TEXT -i --model --backend --precision --threads --debug",
     "search": "CORPUS QUERY -k --model --backend --precision --threads --debug",
-    "inspect": "TEXT --task --prompt --model --backend --precision --threads --debug",
+    "inspect": "TEXT --task --prompt --title --html --with --model --backend --precision --threads --debug",
     "doctor": "--warm --debug",
     "bench": "--model --backend --precision --threads --against --python --workload --rounds --first-time --curve "
     "--stream --json --debug",

@@ -48,6 +48,9 @@ def test_wheel_carries_what_users_need(tmp_path):
         "golden/ul2/cases.json",
         "golden/vectors/cases.json",
         "bench/texts.txt",
+        "inspection/page.html",
+        "inspection/page.css",
+        "inspection/page.js",
         "bench/peers/__init__.py",
     }
     assert needed <= {name.removeprefix("refembed/") for name in names}
