@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 CHAPTERS: Mapping[str, list[Callable[[], Figure]]] = {
     "01-tokens-and-prompts": [model.fig_tokens],
+    "02-embedding": [model.fig_factor],
     "03-norms": [model.fig_gelu],
     "04-rotary-positions": [model.fig_rotary],
     "05-attention-and-windows": [model.fig_windows, model.fig_attention, model.fig_reaches],
@@ -24,6 +25,7 @@ CHAPTERS: Mapping[str, list[Callable[[], Figure]]] = {
     "10-losses": [training.fig_hardness, training.fig_spread],
     "11-gradients": [training.fig_steps],
     "12-ul2": [training.fig_spans],
+    "13-adaptation": [training.fig_copies],
     "14-recipe": [training.fig_curves],
     "kernels": [training.fig_ladder],
 }

@@ -63,10 +63,12 @@ def svg(figure: Figure, mode: str | None = None) -> str:
     return result
 
 
-def label(axes: Any, x: float, y: float, words: str, colour: str = INK, **options: Any) -> None:
-    """Words at a point of the data, beside what they name."""
-    axes.annotate(words, (x, y), **{"color": colour, "fontsize": 9, "xytext": (4, 0), "textcoords": "offset points",
-                                    "va": "center"} | options)  # fmt: skip
+def label(axes: Any, x: float, y: float, words: str, colour: str = INK, side: str = "right") -> None:
+    """Words beside a point of the data: right, left, above or below it, or two of these, as "above left"."""
+    across = ("right" in side) - ("left" in side)
+    up = ("above" in side) - ("below" in side)
+    options = {"ha": ("center", "left", "right")[across], "va": ("center", "bottom", "top")[up], "fontsize": 9}
+    axes.annotate(words, (x, y), (5 * across, 4 * up), textcoords="offset points", color=colour, **options)
 
 
 def cells(axes: Any, values: NDArray[Any], line: float = 0.5) -> None:

@@ -45,16 +45,8 @@ def fig_tokens() -> Figure:
             colour = ORANGE if piece in ("<bos>", "<eos>") else BLUE if within else INK
             size = {"width": len(piece) + 0.6, "height": 0.8, "facecolor": "none"}
             axes.add_patch(Rectangle((x, -row - 0.4), **size, edgecolor=colour, linewidth=1))
-            axes.text(
-                x + len(piece) / 2 + 0.3,
-                -row,
-                piece,
-                color=colour,
-                ha="center",
-                va="center",
-                family="monospace",
-                size=9,
-            )
+            middle = {"ha": "center", "va": "center", "family": "monospace", "size": 9}
+            axes.text(x + len(piece) / 2 + 0.3, -row, piece, color=colour, **middle)
             x, spelled = x + len(piece) + step, spelled + piece
         row += 1
     axes.set(xlim=(-0.5, wide + 4), ylim=(-row + 0.3, 0.7))
@@ -62,7 +54,32 @@ def fig_tokens() -> Figure:
     return figure
 
 
-# ------------------------------------------------------------------------------- 03, operations; 06, layers
+# -------------------------------------------------------------------- 02, embedding; 03, operations; 06, layers
+@look
+def fig_factor() -> Figure:
+    """Why the table's rows are multiplied by the root of the width: root mean squares in the released model, on a short
+    query, on a scale where each line is ten times the one before. With the factor a token's row is nearly as large as
+    what attention adds to it in the first layer; without it, it would be a thirtieth of that, and drown.
+    """
+    found = measured()
+    embedded, first = found["embedded"]["rms"], found["layers"][0]
+    sizes = {
+        "a row of the table": (embedded / sqrt(RELEASED.width), ORANGE),
+        f"times {sqrt(RELEASED.width):.2f}": (embedded, BLUE),
+        "layer 0, attention adds": (first["attention"]["rms"], GREEN),
+        "layer 0, the MLP adds": (first["mlp"]["rms"], GREEN),
+    }
+    figure, axes = panels(height=1.9)
+    for place, (size, colour) in enumerate(sizes.values()):
+        axes.plot(size, place, "o", color=colour)
+        label(axes, size, place, f"{size:.3g}", colour)
+    axes.set_yticks(range(len(sizes)), list(sizes))
+    axes.set(xscale="log", xlim=(0.02, 40), ylim=(len(sizes) - 0.5, -0.5), xlabel="root mean square")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return figure
+
+
 @look
 def fig_gelu() -> Figure:
     """The tanh form of GELU, which the model uses, and by how much the exact form is off: less than five parts in ten
@@ -92,15 +109,15 @@ def fig_norms() -> Figure:
     figure, axes = panels(height=3.4)
     for values, name, colour in ((largest, "largest number", BLUE), (rms, "root mean square", GREEN)):
         axes.semilogy(values, "o-", color=colour, markersize=3.5)
-        label(axes, 9, values[9], name, colour, xytext=(0, 12), ha="right")
+        label(axes, 9, values[9], name, colour, "above left")
     beyond = [layer for layer, value in enumerate(largest) if value > limit]
     axes.semilogy(beyond, [largest[layer] for layer in beyond], "o", color=ORANGE, markersize=7)
     numbers = [layer["out"]["number"] for layer in layers]
     since = max(layer for layer, number in enumerate(numbers) if number != numbers[-1]) + 1
     said = f"from layer {since} on number {numbers[-1]} of {RELEASED.width}"
-    label(axes, 12, largest[12], said, xytext=(0, -14), ha="left")
+    label(axes, 12, largest[12], said, side="below right")
     axes.axhline(limit, color=ORANGE, linestyle="--", linewidth=1.2)
-    label(axes, -0.5, limit, f"float16 ends at {limit:,.0f}", ORANGE, xytext=(0, 7))
+    label(axes, -0.5, limit, f"float16 ends at {limit:,.0f}", ORANGE, "above right")
     axes.set(xlabel="after layer", ylabel="size of the stream", xticks=range(0, len(layers), 2), ylim=(5, 6e5))
     axes.grid(axis="y")
     return figure
@@ -117,7 +134,7 @@ def fig_updates() -> Figure:
     for name, words, colour in (("attention", "attention", BLUE), ("mlp", "MLP", ORANGE)):
         share = [layer[name]["rms"] / layer["out"]["rms"] for layer in layers]
         axes.plot(share, "o-", color=colour, markersize=3.5)
-        label(axes, len(layers) - 1, share[-1], words, colour, xytext=(7, 0))
+        label(axes, len(layers) - 1, share[-1], words, colour)
     axes.set(xlabel="layer", ylabel="update / stream after it", xticks=range(0, len(layers), 2), ylim=(0, None))
     axes.set_xlim(right=len(layers) + 2)
     axes.grid(axis="y")
@@ -135,39 +152,26 @@ def fig_rotary() -> Figure:
     figure, (left, right) = panels(1, 2, height=3.2)
     context, head = RELEASED.context, RELEASED.head
     distances = np.unique(np.geomspace(1, context - 1, 120).astype(int))
-    for kind, base, colour in (("sliding", RELEASED.sliding_base, BLUE), ("full", RELEASED.full_base, ORANGE)):
+    for kind, base, colour, place, side, pairs_side, score_side in (
+        ("sliding", RELEASED.sliding_base, BLUE, (130, 80), "left", "right", "below left"),
+        ("full", RELEASED.full_base, ORANGE, (-3, 3e6), "right", "left", "above right"),
+    ):
         turn = wave_lengths(base)
         left.semilogy(turn, color=colour)
         within = int(np.sum(turn <= context))
         left.plot(within - 0.5, context, "o", color=colour)
         left.vlines(within - 0.5, 3, context, color=colour, linewidth=0.8, linestyle=":")
-        label(
-            left,
-            within - 0.5,
-            5,
-            f"{within} pairs",
-            colour,
-            **({"ha": "right", "xytext": (-4, 0)} if kind == "full" else {}),
-        )
-        place = (2, 3e6) if kind == "full" else (128, 80)
-        label(
-            left,
-            *place,
-            f"{kind} layers,\nbase {base:,.0f}",
-            colour,
-            xytext=(0, 0),
-            ha="left" if kind == "full" else "right",
-        )
+        label(left, within - 0.5, 5, f"{within} pairs", colour, pairs_side)
+        label(left, *place, f"{kind} layers,\nbase {base:,.0f}", colour, side)
         cos, sin = rotary_angles(context, head, base, np.float64)
         turned = rotate(np.ones((context, head)), cos, sin)
         right.semilogx(distances, turned[distances] @ turned[0] / head, color=colour)
-        label(right, 20, turned[20] @ turned[0] / head, kind, colour, xytext=(6, 6) if kind == "full" else (-6, -8),
-              ha="left" if kind == "full" else "right")  # fmt: skip
+        label(right, 20, turned[20] @ turned[0] / head, kind, colour, score_side)
     left.axhline(context, color=INK, linewidth=0.8)
-    label(left, 0, context, f"{context:,} tokens", xytext=(0, 7))
+    label(left, 0, context, f"{context:,} tokens", side="above right")
     left.set(xlabel=f"pair of {head // 2}", ylabel="tokens in one turn", ylim=(3, 6e7))
     right.axvline(RELEASED.reach, color=INK, linewidth=0.8)
-    label(right, RELEASED.reach, 0.97, "window's\nend", va="top")
+    label(right, RELEASED.reach, 0.97, "window's\nend", side="below right")
     right.axhline(0, color=INK, linewidth=0.8)
     right.set(xlabel="distance in tokens", ylabel="score of an equal key, of 1")
     return figure
@@ -196,10 +200,8 @@ def fig_windows() -> Figure:
     true.fill_betweenx(np.arange(RELEASED.context), first, last, color=BLUE, linewidth=0)
     true.set(title=f"sliding, reach {RELEASED.reach}", aspect="equal", ylim=(RELEASED.context, 0))
     true.set(xlim=(0, RELEASED.context), xticks=[], yticks=[])
-    true.annotate(
-        "", (256, 512), (769, 512), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0}
-    )
-    label(true, 800, 512, f"{seen.sum(axis=1).max()} keys")
+    true.annotate("", (first[512], 512), (last[512], 512), arrowprops={"arrowstyle": "<->", "color": INK})
+    label(true, last[512], 512, f"{seen.sum(axis=1).max()} keys")
     for axes, tokens in ((small, 9), (full, 9), (true, RELEASED.context)):
         axes.set_xlabel(f"key, {tokens:,} tokens")
         axes.spines[:].set_visible(True)

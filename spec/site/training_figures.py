@@ -1,6 +1,7 @@
 """Figures of the chapters about training and kernels, drawn as figures.py says."""
 
 import json
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from refembed.reference import FULL, SLIDING, Config, embed, l2_normalize, losses, parameter_shapes
 from refembed.reference.backward import embed_gradients
+from refembed.reference.decoder import origins
 from refembed.reference.losses import ALPHA, TEMPERATURE, Batch
 from refembed.reference.operations import softmax
 from refembed.reference.ul2 import DENOISERS, draw_cuts, spans
@@ -31,18 +33,17 @@ def fig_hardness() -> Figure:
     figure, (left, right) = panels(1, 2, height=3.1)
     for alpha, colour in ((0.0, INK), (1.0, GREEN), (ALPHA, BLUE), (10.0, ORANGE)):
         left.semilogy(similarity, hardness_weight(similarity, alpha), color=colour)
-        height = {0.0: -4, 1.0: 4}.get(alpha, 0)
-        label(left, 1, hardness_weight(similarity[-1:], alpha)[0], f"alpha {alpha:g}", colour, xytext=(4, height))
+        side = {0.0: "below right", 1.0: "above right"}.get(alpha, "right")
+        label(left, 1, hardness_weight(similarity[-1:], alpha)[0], f"alpha {alpha:g}", colour, side)
     left.set(xlabel="similarity to the query", ylabel="weight of a hard negative", xlim=(-1, 1.75), xticks=(-1, 0, 1))
     near = np.linspace(0.45, 0.7, 126)
     for alpha, colour in ((0.0, INK), (ALPHA, BLUE)):
         share = softmax(log_ratios(near, alpha))[:, 1]
         right.plot(near, share, color=colour)
         middle = int(np.searchsorted(share, 0.8))
-        label(right, near[middle], 0.8, f"alpha {alpha:g}", colour, xytext=(7, 0) if alpha == 0 else (-7, 0),
-              ha="left" if alpha == 0 else "right")  # fmt: skip
+        label(right, near[middle], 0.8, f"alpha {alpha:g}", colour, "right" if alpha == 0 else "left")
     right.axvline(ANSWER, color=INK, linewidth=0.8, linestyle=":")
-    label(right, ANSWER, 0.05, "the answer's", xytext=(4, 0))
+    label(right, ANSWER, 0.05, "the answer's")
     right.set(xlabel="similarity to the query", ylabel="share of the denominator")
     for axes in (left, right):
         axes.grid()
@@ -81,18 +82,14 @@ def fig_spread() -> Figure:
         axes.add_patch(Circle((0, 0), 1, facecolor="none", edgecolor=INK, linewidth=0.8))
         axes.plot(*batch.queries[:, :2].T, "o", color=BLUE, markersize=4)
         axes.plot(*batch.positives[:, :2].T, "o", color=ORANGE, markersize=8, markerfacecolor="none")
-        axes.text(
-            0, -1.1, f"mean squared cosine {losses.second_moment(batch.queries):.2f}", ha="center", va="top", fontsize=9
-        )
-        axes.set(aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), title=words)
+        label(axes, 0, -1, f"mean squared cosine {losses.second_moment(batch.queries):.2f}", side="below")
+        axes.set(aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.3, 1.05), title=words)
         axes.axis("off")
     return figure
 
 
 def trained(spread_out: float, steps: int, examples: int = 8) -> Batch:
-    """Vectors of three numbers, moved by gradient descent on the reference's losses: queries and positives of unit
-    length.
-    """
+    """Unit vectors of three numbers, moved by gradient descent on the reference's losses."""
     start = np.array([0.0, 0.0, 1.0]) + 0.15 * np.random.default_rng(0).standard_normal((2, examples, 3))
     batch, mask = Batch(*l2_normalize(start), np.empty((examples, 0, 3))), np.ones((examples, examples), bool)
     for _ in range(steps):
@@ -124,22 +121,14 @@ def fig_steps() -> Figure:
 
     steps = np.geomspace(1e-9, 1e-1, 49)
     figure, axes = panels(height=3.2)
-    for words, rule, dtype, colour, place, across in (
-        ("two points", two_points, np.float64, BLUE, 28, -6),
-        ("five points", five_points, np.float64, GREEN, 35, 6),
-        ("two points, float32", two_points, np.float32, ORANGE, 26, 6),
+    for words, rule, dtype, colour, place, side in (
+        ("two points", two_points, np.float64, BLUE, 28, "above left"),
+        ("five points", five_points, np.float64, GREEN, 35, "right"),
+        ("two points, float32", two_points, np.float32, ORANGE, 26, "above right"),
     ):
         off = [abs(rule(lambda h, dtype=dtype: loss(h, dtype), h) / foretold - 1) for h in steps]
         axes.loglog(steps, off, color=colour)
-        label(
-            axes,
-            steps[place],
-            off[place],
-            words,
-            colour,
-            xytext=(across, 10 - across / 2 if across < 0 else 0 if rule is five_points else 12),
-            ha="right" if across < 0 else "left",
-        )
+        label(axes, steps[place], off[place], words, colour, side)
     axes.set(xlabel="step", ylabel="relative error of the difference", ylim=(1e-13, 1e3))
     axes.grid()
     return figure
@@ -172,7 +161,60 @@ def fig_spans() -> Figure:
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------ 14, the recipe
+# -------------------------------------------------------------------------------- 13, adaptation; 14, the recipe
+@look
+def fig_copies() -> Figure:
+    """What the encoder and the decoder start from, as bars of parameters in millions, at the released model's sizes:
+    each colour is the part of the decoder-only model that was copied. Both get attention and MLP; the decoder's
+    attention to the encoder, hatched, begins as a second copy of its own attention; the table is one for all, drawn
+    with the encoder.
+    """
+    figure, axes = panels(height=2.2)
+    colours, found = {"table": FAINT, "attention": BLUE, "MLP": GREEN}, copied_parameters()
+    ends = []
+    for row, parts in enumerate(found.values()):
+        left = 0.0
+        for (part, origin), size in parts.items():
+            copied = {"color": "none", "hatch": "////"} if part != origin else {"color": colours[origin]}
+            axes.barh(row, size / 1e6, 0.5, left, **copied, edgecolor=colours[origin])
+            colour = INK if part == "table" else colours[origin]
+            label(axes, left + size / 2e6, row - 0.22, f"{size / 1e6:.0f}", colour, "above")
+            left += size / 1e6
+        ends.append(left)
+    label(axes, 0, 0, "table", side="right")
+    label(axes, ends[0], 0, "attention", BLUE, "above right")
+    label(axes, ends[0], 0, "MLP", GREEN, "below right")
+    label(axes, ends[2], 2, "cross-attention, from attention", BLUE)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set(xlabel="million parameters", ylim=(2.4, -0.7), xlim=(0, 350))
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def copied_parameters() -> dict[str, dict[tuple[str, str], int]]:
+    """Model -> (its part, the decoder-only model's part it starts as) -> parameters; those of norms left out."""
+    shapes, found = parameter_shapes(Config()), origins(Config())
+    itself = {origin: origin for origin in found.values()}
+    sides = {
+        "decoder-only": itself,
+        "encoder": {name: origin for name, origin in found.items() if not name.startswith("decoder.")},
+        "decoder": {name: origin for name, origin in found.items() if name.startswith("decoder.")},
+    }
+    parts = {"embed_tokens": "table", "self_attn": "attention", "cross_attn": "cross-attention", "mlp": "MLP"}
+
+    def part_of(name: str) -> str:
+        return next((part for key, part in parts.items() if f"{key}." in name and "norm" not in name), "")
+
+    result: dict[str, dict[tuple[str, str], int]] = {}
+    for side, names in sides.items():
+        kept = result.setdefault(side, {})
+        for name, origin in names.items():
+            if part := part_of(name):
+                key = part, part_of(origin)
+                kept[key] = kept.get(key, 0) + prod(shapes[origin])
+    return result
+
+
 @look
 def fig_curves() -> Figure:
     """The loss of each stage of the recipe on the very small model of the ablations, by steps: a decoder learns to

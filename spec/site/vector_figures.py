@@ -48,21 +48,16 @@ def fig_matryoshka() -> Figure:
     for task, end, colour in zip(tasks, ends, (BLUE, GREEN, INK, ORANGE, PINK), strict=True):
         lost = [float(whole[task]) - float(row[task]) for row in floats]
         left.plot([int(row["numbers"]) for row in floats], lost, "o-", color=colour, markersize=3.5)
-        label(left, int(floats[-1]["numbers"]), end, task, colour, xytext=(6, 0))
+        label(left, int(floats[-1]["numbers"]), end, task, colour)
     left.set_xscale("log", base=2)
     left.set_xticks(LENGTHS, LENGTHS)
     left.minorticks_off()
     left.set(xlabel="numbers kept, float32", ylabel="points lost", xlim=(840, 42))
-    for form, colour, place in (("float32", BLUE, (6, 6)), ("int8", GREEN, (6, 4)), ("binary", ORANGE, (6, 4))):
+    for form, colour in (("float32", BLUE), ("int8", GREEN), ("binary", ORANGE)):
         kept = [row for row in rows if row["kept as"] == form]
-        right.plot(
-            [int(row["bytes"]) for row in kept],
-            [float(row["mean loss"]) for row in kept],
-            "o-",
-            color=colour,
-            markersize=3.5,
-        )
-        label(right, int(kept[-1]["bytes"]), float(kept[-1]["mean loss"]), form, colour, xytext=place)
+        size, loss = ([float(row[name]) for row in kept] for name in ("bytes", "mean loss"))
+        right.plot(size, loss, "o-", color=colour, markersize=3.5)
+        label(right, size[-1], loss[-1], form, colour, "above right")
     right.set_xscale("log", base=4)
     right.set_xticks([16, 64, 256, 1024], [16, 64, 256, "1,024"])
     right.set(xlabel="bytes a vector", ylabel="points lost, mean of five tasks")
@@ -87,21 +82,18 @@ def fig_rounding() -> Figure:
     left.vlines(range(32), block[0], rounded[0], color=ORANGE, linewidth=1.2)
     left.plot(block[0], "o", color=BLUE, markersize=3.5)
     left.set(xlabel="weight of the block", ylabel="value; a line is a level")
-    for grid, words, colour, height in (
-        (INT8_BLOCK, "8 bits,\nblock", BLUE, 0.3),
-        (INT4_BLOCK, "4 bits,\nblock", ORANGE, 0.45),
-        (INT4_ROW, "4 bits,\nrow", PINK, 0.75),
+    for grid, words, colour, height, side in (
+        (INT8_BLOCK, "8 bits,\nblock", BLUE, 0.35, "left"),
+        (INT4_BLOCK, "4 bits,\nblock", ORANGE, 0.5, "left"),
+        (INT4_ROW, "4 bits,\nrow", PINK, 0.72, "right"),
     ):
         error = np.sort(np.abs(fake_quantize(weight, grid) - weight), axis=None)
         share = np.arange(1, error.size + 1) / error.size
         few = np.searchsorted(error, np.geomspace(1e-4, error[-1], 60)).clip(max=error.size - 1)
         right.semilogx(error[few], share[few], color=colour)
-        inside = grid == INT4_ROW
-        label(right, error[int(height * error.size)], height, words, colour, xytext=(6, -4) if inside else (-6, 6),
-              ha="left" if inside else "right")  # fmt: skip
-    right.set(
-        xlabel="error, of weights of size 1", ylabel="share with at most that error", ylim=(0, 1.02), xlim=(3e-4, 1)
-    )
+        label(right, error[int(height * error.size)], height, words, colour, side)
+    right.set(xlabel="error, of weights of size 1", xlim=(3e-4, 1))
+    right.set(ylabel="share with at most that error", ylim=(0, 1.02))
     right.grid()
     return figure
 
@@ -117,13 +109,13 @@ def fig_quantisation() -> Figure:
         [x for name, x in stored.items() if name.endswith("/embedding") and x.shape[1] == LENGTHS[0]]
     )
     figure, (left, right) = panels(1, 2, height=3.3, sharey=True)
-    for keep, words, colour in ((int8_levels, "8 bits", BLUE), (bits, "1 bit", ORANGE)):
+    for keep, words, colour in ((int8_vectors, "8 bits", BLUE), (bits, "1 bit", ORANGE)):
         for place, length in enumerate(LENGTHS):
             cut = truncate(whole, length)
             off = 1 - np.sum(cut * l2_normalize(keep(cut).astype(np.float64)), axis=1)
             across = place + np.linspace(-0.25, 0.25, len(off))
             left.plot(across, off, ".", color=colour, markersize=3)
-        label(left, 1.5, np.median(off), words, colour, xytext=(0, 18), ha="center")
+        label(left, 1.5, off.max(), words, colour, "above")
     left.set(yscale="log", ylim=(1e-5, 2), xlabel="numbers kept of the vector", ylabel="1 - cosine to float")
     left.set_xticks(range(len(LENGTHS)), LENGTHS)
     (forms,) = (table for table in tables(FORMS.read_text()) if "weights, MB" in table[0])
@@ -133,9 +125,8 @@ def fig_quantisation() -> Figure:
         right.plot([place, place], [mean, least], color=FAINT)
         right.plot(place, mean, "o", color=BLUE, markersize=5)
         right.plot(place, least, "o", color=ORANGE, markersize=5)
-        if place == len(rows) - 1:
-            label(right, place, mean, "mean", BLUE, xytext=(-8, 0), ha="right")
-            label(right, place, least, "worst", ORANGE, xytext=(-8, 0), ha="right")
+    label(right, len(rows) - 1, mean, "mean", BLUE, "left")
+    label(right, len(rows) - 1, least, "worst", ORANGE, "left")
     right.set_xticks(range(len(rows)), [row["form"].replace("-", "-\n") for row in rows], fontsize=8)
     right.set(xlabel="weights kept as", xlim=(-0.5, len(rows) - 0.5))
     for axes in (left, right):
@@ -143,9 +134,6 @@ def fig_quantisation() -> Figure:
     return figure
 
 
-def int8_levels(x: Array) -> Array:
-    return int8_vectors(x)
-
-
 def bits(x: Array) -> Array:
+    """What one bit a number leaves of embeddings: (texts, n) of 1 and -1."""
     return signs(binary_vectors(x))

@@ -158,6 +158,14 @@ def test_attention_is_as_the_caption_says():
     np.testing.assert_allclose(np.reshape(drawn, near.shape), near / near.max())
 
 
+def test_factor_is_as_the_caption_says():
+    """Wrong if a row with the factor is far smaller than attention's first update, or without it not a thirtieth."""
+    row, embedded, attention, _ = (x[0] for x, _ in lines(model.fig_factor().axes[0]))
+    assert embedded / row == pytest.approx(768**0.5)
+    assert 0.7 < embedded / attention < 1
+    assert 25 < attention / row < 40
+
+
 def test_only_full_layers_look_further():
     """Wrong if a sliding layer spends attention beyond its reach, or a full one less than a third of it."""
     beyond = [1 - layer["within"][-1] for layer in LAYERS]
@@ -287,6 +295,19 @@ def test_spans_are_the_denoisers():
     for row, denoiser in enumerate(training.DENOISERS.values()):
         removed = sum(np.ptp(path.vertices[:, 0]) for path in axes.collections[2 * row + 1].get_paths())
         assert removed == round(128 * denoiser.rate)
+
+
+def test_copies_are_the_adaptations():
+    """Wrong if a bar has another size than the adapted model's parameters, or cross-attention another origin."""
+    found = training.copied_parameters()
+    cross = {key: size for key, size in found["decoder"].items() if key[0] == "cross-attention"}
+    assert cross == {("cross-attention", "attention"): found["decoder-only"]["attention", "attention"]}
+    whole = 302_863_104  # the encoder's parameters, as facts of the released file
+    assert found["encoder"] == found["decoder-only"]
+    assert sum(found["encoder"].values()) == pytest.approx(whole, rel=1e-3)
+    (axes,) = training.fig_copies().axes
+    drawn = sum(bar.get_width() for bar in axes.patches)
+    assert drawn == pytest.approx(sum(size for parts in found.values() for size in parts.values()) / 1e6)
 
 
 def test_curves_are_the_logs():
