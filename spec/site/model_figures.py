@@ -109,12 +109,12 @@ def fig_norms() -> Figure:
     figure, axes = panels(height=3.4)
     for values, name, colour in ((largest, "largest number", BLUE), (rms, "root mean square", GREEN)):
         axes.semilogy(values, "o-", color=colour, markersize=3.5)
-        label(axes, 9, values[9], name, colour, "above left")
+        label(axes, 12, values[12], name, colour, "above left")
     beyond = [layer for layer, value in enumerate(largest) if value > limit]
     axes.semilogy(beyond, [largest[layer] for layer in beyond], "o", color=ORANGE, markersize=7)
     numbers = [layer["out"]["number"] for layer in layers]
     since = max(layer for layer, number in enumerate(numbers) if number != numbers[-1]) + 1
-    said = f"from layer {since} on number {numbers[-1]} of {RELEASED.width}"
+    said = f"from layer {since} on always number {numbers[-1]} of {RELEASED.width}"
     label(axes, 12, largest[12], said, side="below right")
     axes.axhline(limit, color=ORANGE, linestyle="--", linewidth=1.2)
     label(axes, -0.5, limit, f"float16 ends at {limit:,.0f}", ORANGE, "above right")

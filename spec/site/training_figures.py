@@ -245,9 +245,9 @@ def fig_curves() -> Figure:
 @look
 def fig_ladder() -> Figure:
     """The ladder of kernels on queries, keys and values: what each rung reaches on one core (dot), beside the most its
-    arithmetic and its bytes allow (bar), for a query's 18 rows and for 512, on a scale where each line is ten times the
-    one before. Each rung removes what bound the one above; the last comes near the core's limit, which in int8 lies
-    higher.
+    arithmetic and its bytes allow (upright stroke), for a query's 18 rows and for 512, on a scale where each line is
+    ten times the one before. In float32 each rung is faster than the last; in int8 the second is slower than the first,
+    and only lays bytes out for the others. With 512 rows the last of both come near the core's limit.
     """
     figure, both = panels(1, 2, height=3.6, sharey=True)
     for axes, rows in zip(both, (18, 512), strict=True):

@@ -101,7 +101,7 @@ def fig_rounding() -> Figure:
 @look
 def fig_quantisation() -> Figure:
     """How far the released model's vectors turn. Left: its vectors for the texts of the golden cases, cut to each
-    length and kept in 8 bits or in one, a dot a text; 8 bits cost a thousandth of what one bit costs, at any length.
+    length and kept in 8 bits or in one, a dot a text; 8 bits cost less than a thousandth of what one bit does.
     Right: vectors of documents by a model whose weights are rounded, the mean text and the worst. Lower is nearer.
     """
     stored = load_file(REAL)
