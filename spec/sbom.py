@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -106,7 +107,7 @@ def data_rows(card: str) -> list[tuple[str, str, str, str]]:
     if not found or not lines:
         raise ValueError(f"the model's card has no table {DATA_HEADER}")
     rows = [[cell.strip() for cell in re.sub(r"\]\([^)]*\)|\[", "", line).strip("|").split("|")] for line in lines]
-    for above, row in zip(rows, rows[1:], strict=False):
+    for above, row in pairwise(rows):
         row[3] = row[3].replace("as above", above[3])
     return [(texts, number, source, terms) for texts, number, source, terms in rows]
 
