@@ -19,19 +19,21 @@ CLAIMS = 20
 
 
 @cache
-def tests_of(path: Path) -> set[str]:
+def functions_in(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
 def missing_tests(text: str) -> list[str]:
     """Tests that a page names and links to, and that are not in that file."""
     named = [(name, (SPEC / target).resolve()) for name, target in LINK.findall(text) if TEST.fullmatch(name)]
-    return [name for name, path in named if not path.is_file() or name not in tests_of(path)]
+    return [name for name, path in named if not path.is_file() or name not in functions_in(path)]
 
 
 def rows(text: str) -> list[str]:
     """The lines of the table of claims, and the paragraphs that stand by themselves."""
-    return [part for line in prose(text).split("\n\n") for part in (line.splitlines() if line[0] == "|" else [line])]
+    return [
+        part for line in prose(text).split("\n\n") for part in (line.splitlines() if line.startswith("|") else [line])
+    ]
 
 
 def false_figures(text: str) -> list[str]:
