@@ -83,7 +83,7 @@ def span_counts(tokens: int, denoiser: Denoiser) -> tuple[int, int]:
     tokens   of the text without BOS and EOS, at least 2: one is kept and one removed
 
     Source: DEN-2. Halves are rounded to even. Trap: the product in float32 rounds some halves the other way.
-    Witness: golden/ul2 r3-15.
+    Witness: golden/ul2 x64-15.
     """
     if tokens < 2:
         raise ValueError(f"a text of {tokens} tokens has nothing to keep or nothing to remove")
