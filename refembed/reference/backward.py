@@ -150,8 +150,9 @@ def layer_gradients(
     """
 
     def norm(upstream: Array, rows: Array, which: str) -> Gradients:
-        weight = f"layers.{index}.{which}.weight"
-        return rms_norm_gradients(upstream, rows, weight, parameters, config.epsilon)  # x (tokens, width)
+        return rms_norm_gradients(
+            upstream, rows, f"layers.{index}.{which}.weight", parameters, config.epsilon
+        )  # x (tokens, width)
 
     name = f"layer.{index:02d}"
     middle = x + tape[f"{name}.attention.update"]  # (tokens, width)
