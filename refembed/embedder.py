@@ -202,7 +202,7 @@ class Embedder:
         return reload, (self.name, str(self.checkpoint.folder), self.backend.name, self.encoder.precision, self.threads)
 
     def check_dimensions(self, dimensions: int | None) -> int:
-        """The number of dimensions to keep: all where None."""
+        """The number of dimensions to keep: all where None, else the first of any length (MAT-3)."""
         most = self.config.dimensions
         if dimensions is None:
             return most

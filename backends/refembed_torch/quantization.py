@@ -1,7 +1,7 @@
 """Weights as they will be once quantised, in the forward pass of training: refembed.reference.quantize in PyTorch.
 
 Numbers are the reference's bit for bit; its gradient is the straight-through one, which with scales taken from the
-weights themselves passes everything on (QNT-5).
+weights themselves passes everything on (QNT-5, RCP-7).
 """
 
 from collections.abc import Iterator, Mapping

@@ -14,6 +14,7 @@ def split_heads(x: Array, head: int) -> Array:
     x        (tokens, n)          n = count of heads times head size
     returns  (n/head, tokens, head)
 
+    Source: ATT-1.
     Witness: golden/twin length-two.
     """
     return x.reshape(len(x), -1, head).swapaxes(0, 1)  # (n/head, tokens, head)
@@ -25,6 +26,7 @@ def merge_heads(x: Array) -> Array:
     x        (count, tokens, head)
     returns  (tokens, count*head)
 
+    Source: ATT-1.
     Witness: golden/twin length-two.
     """
     return x.swapaxes(0, 1).reshape(x.shape[1], -1)  # (tokens, count*head)

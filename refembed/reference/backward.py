@@ -82,13 +82,13 @@ def attention_gradients(
     name, weight = f"layer.{index:02d}.attention", f"layers.{index}.self_attn.{{}}.weight".format
 
     def kept(which: str) -> Array:
-        return tape[f"{name}.{which}"]
+        return tape[f"{name}.{which}"]  # (...)
 
     def matrix(d_heads: Array, which: str) -> Gradients:
         return linear_gradients(merge_heads(d_heads), kept("norm"), weight(which), parameters)  # x (tokens, width)
 
     def norm(d_rows: Array, rows: Array, which: str) -> Gradients:
-        return rms_norm_gradients(d_rows, rows, weight(which), parameters, config.epsilon)
+        return rms_norm_gradients(d_rows, rows, weight(which), parameters, config.epsilon)  # x (..., head)
 
     context = merge_heads(kept("context"))  # (tokens, heads*head)
     output = linear_gradients(upstream, context, weight("o_proj"), parameters)  # x (tokens, heads*head)
@@ -150,7 +150,9 @@ def layer_gradients(
     """
 
     def norm(upstream: Array, rows: Array, which: str) -> Gradients:
-        return rms_norm_gradients(upstream, rows, f"layers.{index}.{which}.weight", parameters, config.epsilon)
+        return rms_norm_gradients(
+            upstream, rows, f"layers.{index}.{which}.weight", parameters, config.epsilon
+        )  # x (tokens, width)
 
     name = f"layer.{index:02d}"
     middle = x + tape[f"{name}.attention.update"]  # (tokens, width)
@@ -212,8 +214,10 @@ def embed_gradients(upstream: Array, ids: Array, parameters: Parameters, config:
     upstream     (dimensions)  with respect to the embedding, in the parameters' float type
     ids          (tokens,)
     parameters   as in embed; the attention pooler's three as well where config.pooler names it
+    returns      each of its parameter's shape
 
     Source: GRD-13. A batch of one.
+    Witness: tests/reference/test_reference_backward.py test_rows_of_other_tokens_get_nothing.
     """
     return embed_batch_gradients(upstream[None], [ids], parameters, config)
 
@@ -225,6 +229,7 @@ def embed_batch_gradients(
 
     upstream  (texts, dimensions)
     batch     texts arrays (tokens_i,)
+    returns   each of its parameter's shape
 
     Source: GRD-10, GRD-13. With the gradient of a loss with respect to the embeddings, a training step's gradient: one
     text's tape is held at a time, and the table, most of a model, is made once, from all texts' rows. Trap: the mean

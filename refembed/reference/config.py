@@ -49,7 +49,13 @@ def reach_of_window(sliding_window: int) -> int:
 
 
 def layer_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Parameter name within one layer -> shape; matrices are stored (out, in)."""
+    """Parameter name within one layer -> shape; matrices are stored (out, in).
+
+    returns  by name, without the layer's number before it
+
+    Source: CFG-5.
+    Witness: tests/reference/test_reference_transformers.py test_names_and_shapes_are_those_of_their_state_dict.
+    """
     queries, keys = config.heads * config.head, config.key_heads * config.head
     return {
         "input_layernorm.weight": (config.width,),
@@ -71,7 +77,10 @@ def layer_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape: 314 tensors of the encoder and the 2 dense matrices in the released model.
 
-    Names are those in model.safetensors; a dense matrix is named by its folder and its name within the folder.
+    returns  by name: those in model.safetensors; a dense matrix is named by its folder and its name within the folder
+
+    Source: CFG-5.
+    Witness: tests/reference/test_reference_laws.py test_the_default_config_is_the_released_model.
     """
     layers = {
         f"layers.{index}.{name}": shape

@@ -30,7 +30,10 @@ CROSS = {
 def origins(config: Config) -> dict[str, str]:
     """Parameter of encoder and decoder -> the decoder-only model's parameter that it starts as, and whose shape it has.
 
+    returns  name -> name
+
     Source: ADP-1, ADP-2, ADP-3. The table is one: there is no decoder.embed_tokens and no lm_head.
+    Witness: tests/reference/test_reference_decoder.py test_names_are_as_they_are_to_be_on_disk.
     """
     own = {name: name for name in layer_shapes(config)}
     cross = {name.replace(old, new): name for new, old in CROSS.items() for name in own if name.startswith(old)}
@@ -47,8 +50,10 @@ def adapt(parameters: Parameters, config: Config) -> dict[str, Array]:
     """A decoder-only model's weights in an encoder and a decoder, as copies.
 
     parameters   a Gemma 3 text model's, names without `model.`; KeyError for one that is not there
+    returns      the parameters of both, by the names in origins
 
     Source: ADP-1. Trap: the same array on both sides, so that training one in place would change the other.
+    Witness: tests/reference/test_reference_decoder.py test_cross_attention_starts_as_self_attention.
     """
     return {name: np.array(parameters[origin]) for name, origin in origins(config).items()}
 
@@ -56,7 +61,10 @@ def adapt(parameters: Parameters, config: Config) -> dict[str, Array]:
 def fresh_dense(config: Config, generator: np.random.Generator) -> dict[str, Array]:
     """The two dense matrices, which no decoder has: normal numbers that keep a row's size.
 
+    returns  the two by name, stored (out, in), in float64
+
     Source: ADP-8. The paper does not say how they start.
+    Witness: tests/reference/test_reference_decoder.py test_fresh_dense_matrices_keep_a_rows_size.
     """
     return {
         name: generator.standard_normal(shape) * shape[1] ** -0.5
@@ -71,6 +79,7 @@ def causal_mask(tokens: int, window: int, dtype: DTypeLike) -> Array:
     returns  (tokens, tokens)  0 where seen, -inf where not
 
     Source: ADP-4.
+    Witness: tests/reference/test_reference_decoder.py test_the_causal_mask_drawn_by_hand.
     """
     position = np.arange(tokens)  # (tokens)
     behind = position[:, None] - position[None, :]  # (tokens, tokens)
@@ -81,6 +90,7 @@ def causal_positions(kind: str, tokens: int, config: Config, dtype: DTypeLike) -
     """The encoder's rotary table and the decoder's mask, for one kind of layer.
 
     Source: ADP-4. Trap: the window is the whole of Gemma 3's sliding_window, of which the encoder's reach is half.
+    Witness: tests/reference/test_reference_decoder.py test_without_cross_attention_it_is_transformers_causal_model.
     """
     window = 2 * config.reach if kind == SLIDING else tokens
     return positions_of(kind, tokens, config, dtype)._replace(mask=causal_mask(tokens, window, dtype))
@@ -94,6 +104,7 @@ def cross_attention(x: Array, encoded: Array, parameters: Parameters, index: int
     returns  (tokens, width)
 
     Source: ADP-5. No rotation: a place in the target is no place in the source. No mask, no window.
+    Witness: tests/reference/test_reference_decoder.py test_cross_attention_is_torchs.
     """
     weight = f"layers.{index}.cross_attn.{{}}.weight".format
     query = split_heads(linear(x, parameters[weight("q_proj")]), config.head)  # (heads, tokens, head)
@@ -116,10 +127,11 @@ def decoder_layer(
     returns  (tokens, width)
 
     Source: ADP-6. Six norms: one before and one after each of the three parts.
+    Witness: tests/reference/test_reference_decoder.py test_with_cross_attention_it_is_transformers_and_torchs.
     """
 
     def norm(rows: Array, which: str) -> Array:
-        return rms_norm(rows, parameters[f"layers.{index}.{which}.weight"], config.epsilon)
+        return rms_norm(rows, parameters[f"layers.{index}.{which}.weight"], config.epsilon)  # (tokens, width)
 
     output = attention(norm(x, "input_layernorm"), parameters, index, config, positions)  # (tokens, width)
     x = x + norm(output, "post_attention_layernorm")  # (tokens, width)
@@ -139,6 +151,7 @@ def decode(ids: Array, encoded: Array, parameters: Parameters, config: Config) -
     returns     (tokens, width)
 
     Source: ADP-6.
+    Witness: tests/reference/test_reference_decoder.py test_with_cross_attention_it_is_transformers_and_torchs.
     """
     own = {name.removeprefix("decoder."): parameters[name] for name in parameters if name.startswith("decoder.")}
     x = embed_tokens(ids, parameters, config)  # (tokens, width)
@@ -155,6 +168,7 @@ def target_logits(example: Corrupted, parameters: Parameters, config: Config) ->
     returns  (target, vocabulary)
 
     Source: ADP-7. Trap: the table is used as it is stored, without the square root of the width of the embedding.
+    Witness: tests/reference/test_reference_decoder.py test_the_loss_of_a_batch_is_transformers.
     """
     encoded = encode_tokens(example.inputs, parameters, config)  # (source, width)
     shifted = np.concatenate([[config.bos], example.targets[:-1]])  # (target)
@@ -170,6 +184,7 @@ def language_model_loss(logits: Array, targets: Array) -> Scalar:
     returns  scalar
 
     Source: ADP-7. Trap: the mean of each example's mean, which weighs a token by how short its target is.
+    Witness: tests/reference/test_reference_decoder.py test_the_loss_by_hand.
     """
     return np.mean(log_sum_exp(logits) - logits[np.arange(len(targets)), targets])
 
@@ -182,6 +197,7 @@ def language_model_loss_gradient(logits: Array, targets: Array) -> Array:
     returns  (n, vocabulary)
 
     Source: ADP-7.
+    Witness: tests/reference/test_reference_decoder.py test_the_loss_and_its_gradient_are_torchs.
     """
     chosen = np.arange(logits.shape[1]) == targets[:, None]  # (n, vocabulary)
     return (softmax(logits) - chosen) / len(targets)  # (n, vocabulary)
@@ -194,6 +210,7 @@ def denoising_loss(batch: Sequence[Corrupted], parameters: Parameters, config: C
     returns  scalar
 
     Source: ADP-7.
+    Witness: tests/reference/test_reference_decoder.py test_the_loss_of_a_batch_is_transformers.
     """
     logits = np.concatenate([target_logits(example, parameters, config) for example in batch])  # (n, vocabulary)
     targets = np.concatenate([example.targets for example in batch])  # (n)

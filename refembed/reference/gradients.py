@@ -186,6 +186,7 @@ def truncate_gradient(upstream: Array, embedding: Array) -> Array:
     returns    (..., n)
 
     Source: GRD-6. Trap: the length of the whole row in place of that of its first part.
+    Witness: tests/reference/test_reference_gradients.py test_derivatives_are_finite_differences.
     """
     kept = upstream.shape[-1]
     d_kept = l2_normalize_gradient(upstream, embedding[..., :kept])  # (..., m)

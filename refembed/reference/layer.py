@@ -42,7 +42,7 @@ def layer(
     """
 
     def norm(rows: Array, which: str) -> Array:
-        return rms_norm(rows, parameters[f"layers.{index}.{which}.weight"], config.epsilon)
+        return rms_norm(rows, parameters[f"layers.{index}.{which}.weight"], config.epsilon)  # (tokens, width)
 
     name = f"layer.{index:02d}"
     normed = norm(x, "input_layernorm")  # (tokens, width)

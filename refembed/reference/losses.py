@@ -56,6 +56,7 @@ def stop_gradient(x: Array) -> Array:
     returns  (..., n)
 
     Source: LOSS-3.
+    Witness: golden/losses contrastive-hard.
     """
     return x  # (..., n)
 
@@ -383,7 +384,9 @@ def total_gradient(
 def combined(weights: Sequence[float], batches: Sequence[Batch]) -> Batch:
     """The weighted sum of batches, side by side.
 
-    weights, batches   as many of one as of the other
+    weights  two numbers
+    batches  queries and positives (examples, n), negatives (examples, hard, n), of both
+    returns  queries and positives (examples, n), negatives (examples, hard, n)
 
     Source: LOSS-8.
     Witness: golden/losses total-weights.

@@ -19,7 +19,7 @@ def embed_tokens(ids: Array, parameters: Parameters, config: Config) -> Array:
     ids      (tokens,)        whole numbers below the vocabulary
     returns  (tokens, width)
 
-    Source: EMB-1. Trap: sqrt(768) = 27.712813, not bfloat16's 27.75 (defect F3).
+    Source: EMB-1, EMB-2, EMB-3. Trap: sqrt(768) = 27.712813, not bfloat16's 27.75 (defect F3).
     Witness: golden/twin length-two.
     """
     return parameters["embed_tokens.weight"][ids] * math.sqrt(config.width)  # (tokens, width)
@@ -31,7 +31,7 @@ def encode_tokens(ids: Array, parameters: Parameters, config: Config, trace: Tra
     ids      (tokens,)        at least one, at most config.context
     returns  (tokens, width)
 
-    Source: LAY-2. No padding and no batch: a text is computed alone, so nothing beside it can change it.
+    Source: LAY-2, ATT-6. No padding and no batch: a text is computed alone, so nothing beside it can change it.
     Witness: golden/twin length-ladder-1.
     """
     x = embed_tokens(ids, parameters, config)  # (tokens, width)
@@ -68,7 +68,7 @@ def truncate(embedding: Array, dimensions: int) -> Array:
     dimensions   768, 512, 256 or 128 were trained
     returns      (..., dimensions)  unit length
 
-    Source: MAT-1, Kusupati et al. 2022. Trap: not normalised again (defect D5).
+    Source: MAT-1, MAT-2, Kusupati et al. 2022. Trap: not normalised again (defect D5).
     Witness: golden/twin dimensions-16.
     """
     return l2_normalize(embedding[..., :dimensions])  # (..., dimensions)
@@ -98,6 +98,7 @@ def embed_batch(batch: Sequence[Array], parameters: Parameters, config: Config) 
     batch    texts arrays (tokens_i,)
     returns  (texts, dimensions)
 
+    Source: LAY-2, ATT-6.
     Witness: golden/twin batch-small-gap.
     """
     return np.stack([embed(ids, parameters, config) for ids in batch])  # (texts, dimensions)

@@ -30,6 +30,7 @@ def first_pool(states: Array, parameters: Parameters) -> Array:
     returns  (width)
 
     Source: POOL-2.
+    Witness: golden/gradients first-pooler.
     """
     return states[0]  # (width)
 
@@ -41,6 +42,7 @@ def last_pool(states: Array, parameters: Parameters) -> Array:
     returns  (width)
 
     Source: POOL-3.
+    Witness: golden/gradients last-pooler.
     """
     return states[-1]  # (width)
 
@@ -54,6 +56,7 @@ def attention_pool(states: Array, parameters: Parameters) -> Array:
     parameters: pooling.query (1, width); pooling.key.weight and pooling.value.weight, both (width, width).
     Source: POOL-4. The paper prints softmax(Q K^T / sqrt(d_M)) V and says nothing of how heads scale; dividing by the
     square root of the head's size d_M/4, and no output projection, are our choice.
+    Witness: golden/gradients attention-pooler.
     """
     head = states.shape[1] // POOLING_HEADS
     query = split_heads(parameters["pooling.query"], head)  # (4, 1, width/4)

@@ -54,6 +54,7 @@ def grid_of(form: str, name: str) -> Grid | None:
 def largest_level(bits: int) -> int:
     """127 for 8 bits and 7 for 4: the same on both sides of zero.
 
+    Source: QNT-2, QNT-3.
     Witness: golden/quantised ordinary.
     """
     return int(2 ** (bits - 1) - 1)
@@ -65,8 +66,7 @@ def blocks_of(weight: Array, block: int | None) -> Array:
     weight   (rows, columns)
     returns  (rows, columns/block, block)  a view where it can be
 
-    Raises ValueError where a row is not a whole number of blocks.
-
+    Source: QNT-1. Raises ValueError where a row is not a whole number of blocks.
     Witness: golden/quantised tiny.
     """
     rows, columns = weight.shape
@@ -134,6 +134,7 @@ def fake_quantize(weight: Array, grid: Grid, scales: Array | None = None) -> Arr
     scales   (rows, columns/block)  as in quantize
     returns  (rows, columns)        in weight's float type
 
+    Source: QNT-5.
     Witness: golden/quantised subnormal.
     """
     return dequantize(quantize(weight, grid, scales), weight.dtype)  # (rows, columns)
@@ -149,6 +150,7 @@ def fake_quantize_gradient(upstream: Array, weight: Array, grid: Grid, scales: A
 
     Source: QNT-5, Bengio et al. 2013. Rounding counts as the identity; a number more than half a step beyond the last
     level is cut to it and gets nothing. With scales taken from the weight itself nothing is cut: all of it passes.
+    Witness: tests/reference/test_reference_quantize.py test_gradient_at_cut_numbers.
     """
     if scales is None:
         return upstream  # (rows, columns)

@@ -16,6 +16,8 @@ def silent(name: str, tensor: Array) -> None:
 
     name     the tensor's public name, listed in spec/tensors.md
     tensor   (...)  any shape
+
+    Source: LAY-3.
     """
 
 
@@ -24,6 +26,9 @@ def collector(kept: dict[str, Array]) -> Trace:
 
     kept     the dictionary to fill
     returns  a function to pass as trace=
+
+    Source: LAY-3.
+    Witness: tests/reference/test_reference_laws.py test_the_collector_keeps_copies.
     """
 
     def keep(name: str, tensor: Array) -> None:

@@ -58,6 +58,7 @@ def pieces(ids: Array, config: Config) -> list[Array]:
     returns  texts arrays (tokens_i,)
 
     Source: DEN-7. BOS, mode and EOS come to it; a sentinel never stands for fewer tokens than itself.
+    Witness: tests/reference/test_reference_ul2.py test_a_text_that_does_not_fit_the_context_becomes_several.
     """
     length = config.context - 3
     return [piece for piece in np.split(ids, range(length, len(ids), length)) if len(piece) > 1]
@@ -70,6 +71,7 @@ def choose(number: float, rates: Mapping[str, float]) -> str:
     rates    denoiser's name -> how often, in any unit
 
     Source: DEN-1.
+    Witness: tests/reference/test_reference_ul2.py test_denoisers_are_chosen_by_their_rates.
     """
     shares = np.cumsum(list(rates.values()))  # (count)
     return list(rates)[np.searchsorted(shares, number * shares[-1], side="right")]
@@ -81,6 +83,7 @@ def span_counts(tokens: int, denoiser: Denoiser) -> tuple[int, int]:
     tokens   of the text without BOS and EOS, at least 2: one is kept and one removed
 
     Source: DEN-2. Halves are rounded to even. Trap: the product in float32 rounds some halves the other way.
+    Witness: golden/ul2 x64-15.
     """
     if tokens < 2:
         raise ValueError(f"a text of {tokens} tokens has nothing to keep or nothing to remove")
@@ -94,6 +97,7 @@ def draw_cuts(tokens: int, denoiser: Denoiser, generator: np.random.Generator) -
     returns  kept and removed (n,)  each rising; k stands between tokens k - 1 and k
 
     Source: DEN-3. Every way to cut is as likely, as in T5.
+    Witness: tests/reference/test_reference_ul2.py test_every_way_to_cut_is_as_likely.
     """
     removed, count = span_counts(tokens, denoiser)
     kept = generator.choice(tokens - removed - 1, count - 1, replace=False)  # (n)
@@ -109,6 +113,7 @@ def piece_lengths(total: int, cuts: Array) -> Array:
     returns  (count,)  one more than the cuts
 
     Source: DEN-3.
+    Witness: golden/ul2 r3-15.
     """
     return np.diff(cuts, prepend=0, append=total)  # (count)
 
@@ -120,6 +125,7 @@ def spans(tokens: int, denoiser: Denoiser, cuts: Cuts) -> Array:
     returns  (count, 2)  start and end of each, the end left out
 
     Source: DEN-3. Trap: a text begins with a kept token and ends with a removed one, always: T5's rule, not an error.
+    Witness: golden/ul2 r3-15.
     """
     removed, _ = span_counts(tokens, denoiser)
     kept = piece_lengths(tokens - removed, cuts.kept)  # (count)
@@ -137,6 +143,7 @@ def corrupt(ids: Array, spans: Array, mode: int, sentinels: Array, config: Confi
     returns    inputs (source,), targets (target,)
 
     Source: DEN-4, DEN-5, DEN-6. Trap: a sentinel closes the target in T5's paper; here, as in its code, EOS alone does.
+    Witness: golden/ul2 x3-50.
     """
     parts = np.split(ids, spans.reshape(-1))  # kept, removed, kept, ..., kept: the last may be empty
     marks = sentinels[: len(spans), None]  # (count, 1)
@@ -158,6 +165,7 @@ def denoise(
     returns    inputs (source,), targets (target,)
 
     Source: DEN-1.
+    Witness: tests/reference/test_reference_ul2.py test_input_and_target_together_are_the_text.
     """
     denoiser = DENOISERS[name]
     found = spans(len(ids), denoiser, draw_cuts(len(ids), denoiser, generator))  # (count, 2)

@@ -55,7 +55,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 ORDERED = (ast.Sub, ast.Div, ast.FloorDiv, ast.Pow, ast.MatMult, ast.LShift, ast.RShift)
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.LtE: ast.Lt, ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.In: ast.NotIn,
-    ast.Is: ast.IsNot,
+    ast.Is: ast.IsNot, ast.NotIn: ast.In, ast.GtE: ast.Gt,
 }  # fmt: skip
 FUNCTIONS = {
     "cos": "sin", "sin": "cos", "sum": "mean", "mean": "sum", "max": "min", "exp": "exp2", "tanh": "arctan",

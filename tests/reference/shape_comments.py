@@ -397,6 +397,8 @@ def _subjects(claim: Claim, value: Value, known: dict[str, int]) -> list[Value]:
         return (
             [item for _, item in value.items] if known.setdefault(count, len(value.items)) == len(value.items) else []
         )
+    if not any(name for name, _ in value.items):  # of each of several
+        return [found for _, item in value.items for found in _subjects(claim, item, known)]
     return [item for name, item in value.items if name == claim.part]
 
 

@@ -190,7 +190,7 @@ def test_without_cross_attention_it_is_transformers_causal_model(name: str, toke
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_with_cross_attention_it_is_transformers_and_torch_put_together(name: str) -> None:
+def test_with_cross_attention_it_is_transformers_and_torchs(name: str) -> None:
     """Wrong if cross-attention stands at another place, is normed otherwise, or the streams are added otherwise."""
     config = CONFIGS[name]
     parameters, ids, encoded = parameters_of(config), random_ids(config, 21), normal(3, SOURCE, config.width)

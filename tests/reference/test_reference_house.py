@@ -8,7 +8,7 @@ import tokenize
 from pathlib import Path
 
 import pytest
-from shape_comments import SHAPE, read
+from shape_comments import SHAPE
 
 import refembed.reference
 
@@ -67,25 +67,6 @@ def forbidden_imports(source: str) -> list[str]:
 
 def branches(source: str, kind: type) -> int:
     return sum(isinstance(node, kind) for node in ast.walk(ast.parse(source)))
-
-
-def undescribed(file: str, source: str) -> list[str]:
-    """Public functions without a docstring, and arrays they take or return whose shape it does not give."""
-    tree, missing = ast.parse(source), []
-    claims = read(file, source).claims
-    for node in tree.body:
-        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
-            continue
-        if not ast.get_docstring(node):
-            missing.append(f"{file} {node.name}: no docstring")
-        given = {(c.kind, c.subject) for c in claims if c.function == node.name and not c.statement}
-        typed = [("argument", a.arg, a.annotation) for a in node.args.args] + [("return", "", node.returns)]
-        words = [(kind, name, ast.unparse(what) if what else "") for kind, name, what in typed]
-        arrays = [(kind, name) for kind, name, what in words if "Array" in what and "dict" not in what]
-        missing += [
-            f"{file} {node.name}: no shape of {kind} {name}" for kind, name in arrays if (kind, name) not in given
-        ]
-    return missing
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -166,19 +147,6 @@ def test_planted_branches_are_counted() -> None:
     planted = "if a:\n  b = 1 if c else 2\nfor d in e:\n  [f for f in g]\nwhile h:\n  i\n"
     planted += "try:\n  j\nfinally:\n  k\nmatch l:\n  case 1: m\n"
     assert all(branches(planted, kind) == 1 for kind in MOST_BRANCHES)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_public_function_says_its_shapes(path: Path) -> None:
-    """If this failed, a reader would meet an array without being told its shape."""
-    assert undescribed(path.name, path.read_text()) == []
-
-
-def test_a_shape_left_out_is_noticed() -> None:
-    """If this failed, the test above would pass functions that say nothing."""
-    silent = "def f(x: Array, y: Array | None, n: int) -> Array:\n    '''Words.\n\n    y        (n,)\n    '''\n"
-    assert undescribed("f.py", silent) == ["f.py f: no shape of argument x", "f.py f: no shape of return "]
-    assert undescribed("f.py", "def f(n: int) -> int:\n    return n\n") == ["f.py f: no docstring"]
 
 
 def test_the_public_names_are_all_there_and_described() -> None:

@@ -83,13 +83,18 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(prose(text))}
 
 
+def places(text: str) -> set[str]:
+    """What may follow the # of an address: a heading's, or a line's."""
+    return anchors(text) | {f"L{number}" for number in range(1, text.count("\n") + 1)}
+
+
 def broken_links(page: Path) -> list[str]:
     """Relative links whose file, or heading in it, is not there."""
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        found = file.exists() and (not anchor or anchor in anchors(file.read_text()))
+        found = file.exists() and (not anchor or anchor in places(file.read_text()))
         if not found and not target.startswith("http"):
             broken.append(f"{page.name}: {target}")
     return broken
@@ -343,5 +348,5 @@ def test_a_wrong_tensor_table_is_found():
 
 def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("### ATT-3\n\n[a](page.md#att-3) [b](#att-3) [c](page.md#att-9) [d](gone.md)")
-    assert broken_links(page) == ["page.md: page.md#att-9", "page.md: gone.md"]
+    page.write_text("### ATT-3\n\n[a](page.md#att-3) [b](#att-3) [c](page.md#att-9) [d](gone.md) [e](#L2) [f](#L4)\n")
+    assert broken_links(page) == ["page.md: page.md#att-9", "page.md: gone.md", "page.md: #L4"]

@@ -1,7 +1,7 @@
 """Stages prefinetune and finetune: vectors of queries and of what answers them are pulled together, others apart.
 
 Both are the same training on other data: pairs in large batches of evenly weighted types of task, then triples with
-hard negatives and a teacher. The losses are refembed.reference.losses; the recipe's words stand in spec/14-recipe.md.
+hard negatives and a teacher (RCP-2, RCP-3). The losses are refembed.reference.losses.
 """
 
 from collections.abc import Mapping, Sequence

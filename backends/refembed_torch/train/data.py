@@ -1,7 +1,8 @@
 """Training examples from JSON lines: which set a step reads, in which order, as which tokens.
 
 The order is a function of the seed and the files alone. A set is read pass after pass as one endless row of examples,
-so that nothing at a pass's end is lost, and any place in that row is found again by reading into one pass only.
+so that nothing at a pass's end is lost, and any place in that row is found again by reading into one pass only. A batch
+is of one set (RCP-1), and what is held out is never read (RCP-4).
 """
 
 import hashlib

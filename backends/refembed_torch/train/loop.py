@@ -2,7 +2,7 @@
 
 A run can be killed at any moment. Everything a step does is a function of the weights, the optimizer's state, the seed
 and the step's number; so a run that goes on from its last state ends in the same weights, on a CPU bit for bit where
-threads and processes are as many as before.
+threads and processes are as many as before (RCP-8).
 """
 
 import hashlib

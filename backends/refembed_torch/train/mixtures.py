@@ -4,6 +4,7 @@ The paper: a grid search's rates and ten mixtures from a Dirichlet distribution 
 and the best mixtures become experts, which are averaged. Which optimiser, what grid and how experts are kept apart it
 leaves open; ours are Gaussian processes on the mixtures' simplex, all mixtures of whole steps, and a least distance.
 Every mixture keeps a part of the file's own: a short run on one set alone may score best, a long one forgets the rest.
+Source: RCP-5.
 """
 
 import hashlib

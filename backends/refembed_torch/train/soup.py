@@ -1,6 +1,6 @@
 """Stage soup: one model whose every weight is the mean of several models' of one shape, trained on different mixtures.
 
-Source: Wortsman et al. 2022, "Model soups"; the paper takes the unweighted mean.
+Source: RCP-6, Wortsman et al. 2022, "Model soups"; the paper takes the unweighted mean.
 """
 
 import hashlib

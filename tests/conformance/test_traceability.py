@@ -1,0 +1,75 @@
+"""spec/traceability.md is what its command writes today, and no requirement lacks code or case without a reason."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import traceability
+from traceability import Row, misheld, reasons
+
+PAGE = Path(traceability.ROOT) / "spec" / "traceability.md"
+TABLE = traceability.rows()
+KNOWN = {row.id for row in TABLE}
+
+
+def test_page_is_what_the_command_writes() -> None:
+    """Wrong if code, cases, mutants or mistakes moved; run python tests/conformance/traceability.py --out spec."""
+    assert PAGE.read_text() == traceability.page()
+
+
+def test_every_requirement_is_on_the_page_once() -> None:
+    """Wrong if a requirement were left out, or the chapters not read."""
+    found = re.findall(r"^\| \[([A-Z]{3,4}-\d+)\]", PAGE.read_text(), re.MULTILINE)
+    assert found == list(traceability.requirements())
+    assert len(found) > 100
+
+
+def test_every_gap_has_its_reason() -> None:
+    """Wrong if a requirement lacked code or a golden case in silence, or a reason were about none."""
+    assert misheld(TABLE, reasons()) == []
+    assert all(row.code for row in TABLE)
+
+
+def test_every_golden_case_named_fails_for_its_function() -> None:
+    """Wrong if the page's counts of mutants were of another reference than its lines."""
+    made = traceability.mutants()
+    assert sum(count for count, _ in made.values()) > 800
+    assert all(0 < killed <= count for count, killed in made.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: replace(row, code=[]), "lacks code and golden case, and no reason is given"),
+        (lambda row: replace(row, code=[replace(row.code[0], witnesses=())]), "lacks golden case, and no reason is"),
+    ],
+)
+def test_a_planted_gap_is_noticed(change, said: str) -> None:
+    """Wrong if a docstring could lose its source or its witness and the table pass."""
+    place = next(index for index, row in enumerate(TABLE) if not row.gap and len(row.code) == 1)
+    (found,) = misheld([*TABLE[:place], change(TABLE[place]), *TABLE[place + 1 :]], reasons())
+    assert found.startswith(f"{TABLE[place].id}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"TOK-1": ""}, "TOK-1: the reason names no test"),
+        ({"TOK-1": "as tests/test_nothing.py shows"}, "TOK-1: tests/test_nothing.py is not there"),
+        ({"EMB-1": "tests/test_tokenizer.py"}, "EMB-1: a reason, and no gap"),
+    ],
+)
+def test_a_planted_reason_is_noticed(held: dict[str, str], said: str) -> None:
+    """Wrong if a reason could be empty, name a test that is not there, or excuse what needs no excuse."""
+    assert misheld(TABLE, reasons() | held) == [said]
+
+
+def test_citations_are_read_as_written() -> None:
+    """Wrong if an id of a list or a range were lost, or taken from code that does not say it."""
+    source = '"""Of a module (QNT-1)."""\ndef f(x):\n    """Words (TOK-1, 4).\n\n    Source: QNT-1 to QNT-3.\n    """\n'
+    module, function = traceability.code_of("refembed/f.py", source, KNOWN)
+    assert (module.name, module.ids, function.name, function.line) == ("", ("QNT-1",), "f", 2)
+    assert set(function.ids) == {"TOK-1", "TOK-4", "QNT-1", "QNT-2", "QNT-3"}
+    assert traceability.code_of("refembed/f.py", "x = 1  # QNT-1\n", KNOWN) == []
+    assert Row("QNT-1", "09", [function]).gap == "golden case"
