@@ -1,0 +1,123 @@
+"""The extension that makes the site: reads and checks the book first, then adds to each page what is computed for it."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import book
+import chapter_pages
+import listing
+import repository
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENTS = """
+```{toctree}
+:hidden:
+:glob:
+:caption: The model
+spec/README
+spec/0*
+```
+
+```{toctree}
+:hidden:
+:glob:
+:caption: Its training
+spec/1*
+```
+
+```{toctree}
+:hidden:
+:glob:
+:caption: Tables and measurements
+spec/[a-z]*
+spec/*/*
+```
+
+```{toctree}
+:hidden:
+:glob:
+:caption: Beside the specification
+*/README
+*/*/README
+tests/bench/LOG
+CHANGELOG
+```
+"""
+
+
+class Site:
+    """What the build has read and checked before its first page."""
+
+    def __init__(self, app: Sphinx) -> None:
+        try:
+            self.chapters = book.read_book(ROOT)
+            self.witness = listing.read_witness(ROOT)
+            figures = import_module("figures").CHAPTERS if find_spec("figures") else {}
+            if unknown := set(figures) - {*self.chapters, *chapter_pages.FOLDERS}:
+                raise book.BookError(f"figures.py draws for {', '.join(unknown)}, which is no page with figures")
+        except book.BookError as fault:
+            raise ExtensionError(str(fault)) from None
+        self.figures = chapter_pages.draw(Path(app.outdir), figures)
+        self.pages = [Path(app.project.doc2path(name, absolute=False)) for name in app.project.discover()]
+        self.sources = repository.linked(ROOT, self.pages)
+        self.sources |= {one.file for chapter in self.chapters.values() for one in chapter.definitions}
+
+    def read(self, app: Sphinx, name: str, source: list[str]) -> None:
+        """A page's Markdown with what is added to it."""
+        page, text = Path(app.project.doc2path(name, absolute=False)), source[0]
+        key = page.parent.name if page.stem == "README" else page.stem
+        if page.parent == Path("spec") and key in self.chapters:
+            text = chapter_pages.extended(ROOT, self.chapters[key], self.witness)
+        if key in self.figures:
+            text = chapter_pages.with_figures(text, self.figures[key])
+        text = text.replace("\n\n```\n", "\n```\n")  # the empty line that ends an example for doctest
+        text = repository.rewritten(ROOT, page, text, self.pages)
+        source[0] = text + CONTENTS if name == app.config.root_doc else text
+
+    def resolve(self, app: Sphinx, doctree: nodes.document, name: str) -> None:
+        """Links to files of the repository lead to their pages."""
+        for link in doctree.findall(nodes.reference):
+            if link.get("refuri", "").startswith(repository.SCHEME):
+                file = Path(link["refuri"].removeprefix(repository.SCHEME))
+                link["refuri"] = f"{'../' * name.count('/')}{repository.name_of(ROOT, file)}.html"
+                link["internal"] = True
+
+    def collect(self, app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+        return repository.source_pages(ROOT, self.sources, self.witness, self.chapters.values())
+
+
+def reachable_by_keyboard(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """What scrolls sideways can be focused, and so scrolled without a mouse."""
+    if context.get("body"):
+        body = context["body"].replace("<pre>", '<pre tabindex="0">')
+        context["body"] = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+
+
+def front_page(app: Sphinx, error: Exception | None) -> None:
+    """The folder opens on the README."""
+    if error is None:
+        html = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{app.config.project}</title>'
+        html += f'<meta http-equiv="refresh" content="0; url={app.config.root_doc}.html">'
+        (Path(app.outdir) / "index.html").write_text(
+            f'{html}<a href="{app.config.root_doc}.html">{app.config.project}</a></html>\n'
+        )
+
+
+def begin(app: Sphinx) -> None:
+    site = Site(app)
+    app.connect("source-read", site.read)
+    app.connect("doctree-resolved", site.resolve)
+    app.connect("html-collect-pages", site.collect)
+    app.connect("html-page-context", reachable_by_keyboard, priority=900)
+    app.connect("build-finished", front_page)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("builder-inited", begin)
+    return {"parallel_read_safe": True}
