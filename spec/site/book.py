@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from os.path import normpath
 from pathlib import Path
 
 REFERENCE = Path("refembed/reference")
@@ -83,7 +84,7 @@ def read_chapter(root: Path, page: Path) -> Chapter:
     for link in LINK.finditer(paragraph):
         before = paragraph[start : link.start()].split(". ")[-1]
         named = re.findall(r"`(\w+)`", before) if before.rstrip().endswith(" in") else ()
-        beside[(page.parent / link[1]).resolve().relative_to(root)] = tuple(named)
+        beside[Path(normpath(page.parent / link[1])).relative_to(root)] = tuple(named)
         start = link.end()
     traces = re.findall(r"`([^`]+)`", paragraph.partition("Trace: ")[2])
     return Chapter(page.stem, text, tuple(DEFINED.findall(prose(text))), beside, tuple(traces))

@@ -23,14 +23,6 @@ SHOWN = 4  # numbers of a tensor
 DRAWN = "_figures"
 FOLDERS = ("kernels",)  # pages with figures that are the README of a folder of spec/
 PROVENANCE = {"R": "reported", "C": "read in a port's code", "N": "of a neighbouring model", "M": "measured"}
-MODES: dict[str, dict[str, Any]] = {  # how a figure is coloured where the page is light, and where it is dark
-    "light": {},
-    "dark": {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#d8dce2"),
-        "grid.color": "#4a4f57",
-        "legend.edgecolor": "#4a4f57",
-    },
-}
 
 
 def raw(html: str) -> str:
@@ -97,7 +89,7 @@ def numbers(root: Path, chapter: Chapter) -> str:
         return ""
     place, tensors = next((place, tensors) for place, tensors in found.items() if len(tensors) == most)
     case = golden(root, place[0])[0][place[1]]
-    said = "".join(f": {escape(text['text'])!r}" for text in case.get("texts", [])[:1] if isinstance(text, dict))
+    said = "".join(f": `{text['text']}`" for text in case.get("texts", [])[:1] if isinstance(text, dict))
     rows = [
         f"| `{name}` | {' x '.join(map(str, array.shape)) or 'scalar'} | {first(array)} | {norm(array)} |"
         for name, array in tensors.items()
@@ -165,25 +157,19 @@ def evidence(reported: str) -> str:
 # --------------------------------------------------------------------------------------------------------- the figures
 def draw(out: Path, chapters: Mapping[str, Any]) -> dict[str, str]:
     """Draw every page's figures, light and dark, as SVG under out: page's key in chapters -> HTML that shows them."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
+    from look import MODES, svg
 
     shown: dict[str, str] = {}
     (out / DRAWN).mkdir(parents=True, exist_ok=True)
     for page, functions in chapters.items():
         up, html = "../../" if page in FOLDERS else "../", ""
         for function in functions:
-            images = ""
-            alt = escape(" ".join((function.__doc__ or "").split()), quote=True)
-            for mode, style in MODES.items():
+            caption = escape(" ".join((function.__doc__ or "").split("\n\n")[0].split()))
+            figure, images = function(), ""
+            for mode in MODES:
                 name = f"{function.__name__}-{mode}.svg"
-                with mpl.rc_context(style | {"svg.hashsalt": name, "savefig.transparent": True}):
-                    figure = function()
-                    figure.savefig(out / DRAWN / name, format="svg", bbox_inches="tight", metadata={"Date": None})
-                    plt.close(figure)
-                images += f'<img class="only-{mode}" src="{up}{DRAWN}/{name}" alt="{alt}">'
-            html += f'<figure class="drawn">{images}</figure>\n'
+                (out / DRAWN / name).write_text(svg(figure, mode))
+                images += f'<img class="only-{mode}" src="{up}{DRAWN}/{name}" alt="{caption}">'
+            html += f'<figure class="drawn">{images}<figcaption aria-hidden="true">{caption}</figcaption></figure>\n'
         shown[page] = raw(html)
     return shown

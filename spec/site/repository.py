@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
+from os.path import normpath
 from pathlib import Path
 
 from book import FENCE, LINK, Chapter
@@ -17,7 +18,7 @@ def target_of(root: Path, page: Path, target: str, pages: Iterable[Path]) -> Pat
     """The file or folder a link of a page leads to, from the root, where it is to be shown as source; else None."""
     if ":" in target:
         return None
-    path = (root / page.parent / target).resolve()
+    path = Path(normpath(root / page.parent / target))
     if not path.exists() or not path.is_relative_to(root):
         return None
     file = path.relative_to(root)
