@@ -22,4 +22,4 @@ suppress_warnings = ["myst.header"]  # a chapter's requirements stand right belo
 html_theme = "furo"
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
-html_copy_source = html_show_sphinx = html_use_index = False
+html_copy_source = html_show_copyright = html_show_sphinx = html_use_index = False

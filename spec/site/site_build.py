@@ -12,6 +12,7 @@ import listing
 import repository
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,7 @@ ACCESSIBLE = {  # what scrolls sideways must be reached by keyboard, and what ax
     '<aside class="sidebar-drawer"': '<aside aria-label="all pages" class="sidebar-drawer"',
     '<aside class="toc-drawer': '<aside aria-label="this page" class="toc-drawer',
     'class="caption" role="heading"': 'class="caption"',
+    '<div id="search-results"></div>': '<h1>Search</h1><div id="search-results"></div>',
 }
 FRONT = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><meta http-equiv="refresh" content="0; url={page}">
@@ -117,8 +119,14 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(front)
 
 
+def every_page(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+    """A page may have changed though its Markdown has not: all are read anew, which takes seconds."""
+    return sorted(env.found_docs)
+
+
 def begin(app: Sphinx) -> None:
     site = Site(app)
+    app.connect("env-get-outdated", every_page)
     app.connect("source-read", site.read)
     app.connect("doctree-resolved", site.resolve)
     app.connect("html-collect-pages", site.collect)
