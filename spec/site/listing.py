@@ -1,0 +1,153 @@
+"""Source as it stands, highlighted, a line an address, and beside each line of the forward its witness."""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from book import REFERENCE, BookError, Definition
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer, TextLexer, get_lexer_for_filename
+from pygments.util import ClassNotFound
+
+FORMATTER = HtmlFormatter(nowrap=True)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """spec/witness.json: what was changed on each line of the forward, and which golden cases fail for it.
+
+    record   mutant id -> line, code, change, fails, raises
+    asked    module -> the cases that judged it
+    argued   mutant id -> why it fails none
+    outside  module or module.name -> why it was not changed
+    """
+
+    record: Mapping[str, Any]
+    asked: Mapping[str, Sequence[str]]
+    argued: Mapping[str, str]
+    outside: Mapping[str, str]
+
+    @cached_property
+    def lines(self) -> dict[tuple[str, int], list[tuple[str, Any]]]:
+        """(module, line) -> its mutants."""
+        found: dict[tuple[str, int], list[tuple[str, Any]]] = {}
+        for id, entry in self.record.items():
+            found.setdefault((id.partition(".")[0], entry["line"]), []).append((id, entry))
+        return found
+
+    @cached_property
+    def failing(self) -> Counter[str]:
+        """How many lines each case watches over: the fewer, the more its failing says."""
+        return Counter(
+            case for line in self.lines.values() for case in {case for _, entry in line for case in entry["fails"]}
+        )
+
+
+def read_witness(root: Path) -> Witness:
+    """The record, of today's source and golden vectors; BookError where it is not."""
+    sys.path[:0] = [folder for name in ("tests/conformance", "golden") if (folder := str(root / name)) not in sys.path]
+    import witness
+    from witness_mutants import OUTSIDE
+
+    text = (root / "spec" / "witness.json").read_text()
+    record = witness.read(text)
+    if stale := witness.stale(record):
+        lines = "\n".join(f"refembed/reference/{id.partition('.')[0]}.py: {id}" for id in stale)
+        raise BookError(f"spec/witness.json is not of the code as it is; make it anew ({witness.__file__}):\n{lines}")
+    if f'"golden": "{witness.golden_edition()}"' not in text:
+        raise BookError("spec/witness.json was made with other golden vectors; make it anew")
+    argued = dict(witness.EQUIVALENT)
+    argued |= {id: f"golden/ lacks {case}" for case, ids in witness.MISSING.items() for id in ids}
+    modules = {id.partition(".")[0] for id in record}
+    return Witness(record, {module: witness.cases_of(module) for module in modules}, argued, OUTSIDE)
+
+
+def lexer_of(file: Path) -> Any:
+    try:
+        return PythonLexer() if file.suffix == ".py" else get_lexer_for_filename(file.name)
+    except ClassNotFound:
+        return TextLexer()
+
+
+def listing(root: Path, file: Path, witness: Witness, first: int = 1, last: int | None = None) -> str:
+    """HTML of a file's lines first to last, counted from 1."""
+    lexer = lexer_of(file)
+    lexer.stripnl = lexer.ensurenl = False
+    lines = highlight((root / file).read_text(), lexer, FORMATTER).split("\n")
+    last = last or len(lines) - (not lines[-1])
+    rows = [row(file, number, lines[number - 1], witness) for number in range(first, last + 1)]
+    return f'<div class="listing highlight">\n{chr(10).join(rows)}\n</div>'
+
+
+def address(file: Path, line: int) -> str:
+    return f"{file.stem}-{line}"
+
+
+def row(file: Path, number: int, code: str, witness: Witness) -> str:
+    here = witness.lines.get((file.stem, number), []) if file.parent == REFERENCE else []
+    beside = witnesses(here, witness, file.stem) if here else ""
+    id = address(file, number)
+    indent = len(code) - len(code.lstrip(" "))
+    return (
+        f'<div class="line" id="{id}"><a class="number" href="#{id}" aria-label="line {number}">{number}</a>'
+        f'<code style="--indent: {indent}ch">{code or " "}</code>{beside}</div>'
+    )
+
+
+def witnesses(here: Sequence[tuple[str, Any]], witness: Witness, module: str) -> str:
+    """The cases that fail when this line is changed, the most telling first; opened, every change that was tried."""
+    count = Counter(case for _, entry in here for case in entry["fails"])
+    order = sorted(count, key=lambda case: (-count[case], witness.failing[case], case))
+    asked = len(witness.asked[module])
+    changes = "".join(change(id, entry, witness, asked) for id, entry in here)
+    summary = f"<b>{escape(order[0])}</b> +{len(order) - 1}" if len(order) > 1 else f"<b>{''.join(order)}</b>"
+    if {len(entry["fails"]) for _, entry in here} <= {0, asked}:
+        summary = f"all {asked} cases" if order else "no case"
+    killed = sum(bool(entry["fails"]) for _, entry in here)
+    return (
+        f'<details class="witness"><summary>{summary}</summary>'
+        f"<p>Of {len(here)} changes of this line, golden cases see {killed}:</p><ul>{changes}</ul></details>"
+    )
+
+
+def change(id: str, entry: Mapping[str, Any], witness: Witness, asked: int) -> str:
+    said = cases(entry["fails"], asked) + (", raising" if entry["raises"] else "")
+    said += f": {escape(witness.argued[id])}" if id in witness.argued else ""
+    return f"<li><code>{escape(entry['change'])}</code> {said}</li>"
+
+
+def cases(names: Sequence[str], asked: int) -> str:
+    """How many cases, and which, unless they are all that were asked."""
+    if not names:
+        return "none"
+    if len(names) == asked:
+        return f"all {asked}"
+    shown = ", ".join(names) if len(names) <= 6 else ", ".join(names[:3]) + f" and {len(names) - 3} more"
+    return f"{len(names)} of {asked}: {escape(shown)}"
+
+
+def function_listing(root: Path, one: Definition, witness: Witness, source: str) -> str:
+    """A function or class of a chapter: where it stands, its lines, and what watches over it as a whole."""
+    watched = any((one.module, number) in witness.lines for number in range(one.first, one.last + 1))
+    watched &= one.file.parent == REFERENCE
+    note = "beside a line: golden cases that fail if it is changed" if watched else whole(one, witness)
+    return (
+        f'<figure class="code" id="code-{one.name}"><figcaption><code>{one.name}</code> '
+        f'<a href="{source}#{address(one.file, one.first)}">{one.file}, line {one.first}</a>'
+        f"{f' <span>{note}</span>' if note else ''}</figcaption>\n"
+        f"{listing(root, one.file, witness, one.first, one.last)}\n</figure>"
+    )
+
+
+def whole(one: Definition, witness: Witness) -> str:
+    """What is said of a definition whose lines were not changed one by one."""
+    if one.witnesses:
+        return "; ".join(f"if it is changed, golden/{folder} {case} fails" for folder, case in one.witnesses)
+    reason = witness.outside.get(f"{one.module}.{one.name}") or witness.outside.get(one.module)
+    return f"not changed for the witness: {reason}" if reason and one.file.parent == REFERENCE else ""
