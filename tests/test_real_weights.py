@@ -150,7 +150,7 @@ def test_sts_benchmark(weights, data, backend: str) -> None:
     vectors = model.encode(list(place), task="sentence similarity")
     cosines = [vectors[place[first]] @ vectors[place[second]] for _, first, second in pairs]
     correlation = 100 * spearmanr([float(score) for score, *_ in pairs], cosines).statistic
-    assert correlation == pytest.approx(88.18, abs=0.05)
+    assert correlation == pytest.approx(88.17, abs=0.05)  # as published
 
 
 # ---------------------------------------------------------------------------------------------------------- tokens

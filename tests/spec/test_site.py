@@ -158,7 +158,7 @@ SOUGHT = {  # what a reader looks for: where in the repository and in the site i
     "the loss equation": ("spec/10-losses", "L_C = mean over i of"),
     "its gradient": ("spec/10-losses", "d sim(q_i, p+_j) ="),
     "the case that catches causal attention": ("spec/defects", "distinct-last-reach-plus-one"),
-    "how to verify a port in C": ("spec/protocol", "C"),
+    "how to verify a port in C": ("spec/protocol", "gcc -std=c99 -O2 -o twin"),
 }
 
 

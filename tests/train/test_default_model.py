@@ -2,10 +2,8 @@
 
 import gzip
 import io
-import json
 import re
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import default_finish
@@ -13,7 +11,7 @@ import default_start
 import default_texts
 import numpy as np
 import pytest
-import torch
+from refembed_torch.train.vocabulary import BYTES
 
 import refembed
 from refembed.prompts import PROMPTS
@@ -69,17 +67,20 @@ def test_a_prompt_is_one_piece(tokenizer, prompt: str) -> None:
     assert pieces[1:] == tokenizer.encode(" boundary", add_special_tokens=False).tokens
 
 
-def test_words_with_a_capital_are_one_piece_and_others_stay(tokenizer) -> None:
-    """If this failed, the first word of a sentence would be letters."""
-    split = [tokenizer.encode(f" {word}", add_special_tokens=False).tokens for word in ("boundary", "Boundary")]
-    assert split == [["▁boundary"], ["▁Boundary"]]
-    assert tokenizer.decode(tokenizer.encode(" The Boundary, éà").ids) == " The Boundary, éà"
+def test_capitals_are_read_as_small_letters(tokenizer) -> None:
+    """If this failed, the first word of a sentence would be letters, and a name in small letters another word."""
+    for text in [*WORDS, "The Boundary, ÉÀ"]:
+        assert tokenizer.encode(f" {text.upper()}").ids == tokenizer.encode(f" {text.lower()}").ids
+    assert tokenizer.encode(" Boundary", add_special_tokens=False).tokens == ["▁boundary"]
+    assert tokenizer.decode(tokenizer.encode(" The Boundary, éà").ids) == " the boundary, éà"
+    assert not [piece for piece in default_start.by_id(tokenizer) if piece != piece.lower() and piece not in BYTES]
+    assert tokenizer.encode("<BOS>").ids[1] != tokenizer.encode("<bos>").ids[1] == tokenizer.token_to_id("<bos>")
 
 
 @pytest.fixture(scope="module")
 def start(tokenizer, out: Path, data: Path) -> Path:
     """What training begins with."""
-    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, default_start.WIDTH - default_start.SPARE)))[0]
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((384, 384)))[0]
     asked: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(default_start, "FREQUENT", 0.05)  # in so few texts every piece is frequent
@@ -105,8 +106,7 @@ def test_the_start_is_the_weighted_mean_of_the_pieces(tokenizer, start: Path) ->
 def test_frequent_pieces_say_less(tokenizer) -> None:
     """If this failed, "the" would weigh as much as "guitar" in every text."""
     counts = Counter({tokenizer.token_to_id("▁guitar"): 1, tokenizer.token_to_id("▁the"): 10_000})
-    basis = np.eye(384)[:, : default_start.WIDTH - default_start.SPARE]
-    table = default_start.table_of(tokenizer, counts, basis, spoken_by(Counter()))[:, : -default_start.SPARE]
+    table = default_start.table_of(tokenizer, counts, np.eye(384), spoken_by(Counter()))[:, : -default_start.SPARE]
     rare, common, nothing = (
         np.linalg.norm(table[tokenizer.token_to_id(piece)]) for piece in ("▁guitar", "▁the", "<bos>")
     )
@@ -122,70 +122,40 @@ def test_turned_vectors_keep_their_angles(tmp_path: Path) -> None:
     np.save(tmp_path / "teacher" / "few.npy", rows.astype(np.float16))
     default_start.write_turned(tmp_path / "teacher", default_start.basis_of(tmp_path / "teacher"), tmp_path / "vectors")
     found = np.load(tmp_path / "vectors" / "few.queries.npy").astype(np.float64)
-    assert found.shape == (500, default_start.WIDTH)
+    assert found.shape == (500, default_start.CONFIG.dimensions)
     np.testing.assert_allclose(found @ found.T, rows[:, 0] @ rows[:, 0].T, atol=2e-3)
     lengths = np.square(found).sum(axis=0)
     assert (lengths[:50] > lengths[100:150]).all()  # the first numbers mean the most
 
 
-def test_small_letters_are_read_as_before(tokenizer) -> None:
-    """If this failed, the trained rows of the table would belong to other pieces."""
-    before = json.loads(tokenizer.to_str())
-    content, kept = default_finish.in_small_letters(before)
-    small = type(tokenizer).from_str(json.dumps(content))
-    assert small.get_vocab_size() == len(kept) < tokenizer.get_vocab_size()
-    for text in [*WORDS, *PROMPTS.values(), "é ñ ü\n\t", "<bos> and"]:
-        assert [kept[id] for id in small.encode(text).ids] == tokenizer.encode(text).ids
-        assert small.encode(text.upper().replace("<BOS>", "<bos>")).ids == small.encode(text.lower()).ids
+GLOSS = [{"query": "boundary, bound, edge line (noun)"}, {"query": "play (verb)"}, {"query": "layer (noun)"}]
 
 
-def test_a_turn_changes_no_angle_and_brings_first_what_finds() -> None:
-    """If this failed, whole vectors would mean something else, or short ones no more than before."""
-    chance = torch.Generator().manual_seed(1)
-    meaning = 2 * torch.randn(400, 4, generator=chance)
-
-    def side() -> torch.Tensor:  # eight numbers of noise, then four that tell which positive is whose
-        rows = torch.cat([torch.randn(400, 8, generator=chance), meaning], 1)
-        return torch.nn.functional.normalize(rows, dim=1)
-
-    queries, positives = side(), side()
-    turn = default_finish.find_turn([(queries, positives)], lengths=(4, 8), steps=300, batch=256).float()
-    torch.testing.assert_close(turn @ turn.T, torch.eye(12), atol=1e-5, rtol=0)
-
-    def found_by(numbers: int, turned: bool) -> float:
-        first, second = ((side @ turn.T if turned else side)[:, :numbers] for side in (queries, positives))
-        scores = torch.nn.functional.normalize(first, dim=1) @ torch.nn.functional.normalize(second, dim=1).T
-        return float((scores.argmax(1) == torch.arange(400)).float().mean())
-
-    assert found_by(4, turned=True) > 0.5 > 0.1 > found_by(4, turned=False)
+def test_common_words_are_of_their_kind_and_by_how_often_they_are_used() -> None:
+    """If this failed, "play" would stand where a thing should, or words that nobody uses as often as those all do."""
+    used = ["the boundary of a layer"] * 9 + ["we play at the boundary"] * 7 + ["a bound"]
+    assert default_texts.common_words(GLOSS, used, "noun") == ["boundary"] * 4 + ["layer"] * 3
+    assert default_texts.common_words(GLOSS, used, "verb") == ["play"] * 2
 
 
-def test_our_sentences_are_many_and_the_same_each_time() -> None:
+def test_everyday_sentences_are_many_and_the_same_each_time() -> None:
     """If this failed, the recipe would be another in every run, or the set mostly repetitions."""
-    found = list(default_texts.sentences_of_our_own(2000))
-    assert found == list(default_texts.sentences_of_our_own(2000))
-    assert len(set(found)) > 1500
-    assert not [text for text in found if "  " in text or "{" in text or "\n" in text]
+    given = ["boundary", "apple", "layer"], ["play", "cut", "ride"], ["A man plays the guitar;", "it rained."]
+    found = list(default_texts.everyday(*given, 3000))
+    assert found == list(default_texts.everyday(*given, 3000))
+    assert len(set(found)) > 1000
+    assert not [text for text in found if re.search(r"  |[{}\n]|\ba apple|[;.] ?,|[.;:]\.$", text)]
+    for part in ("man plays the guitar", "it rained", "an apple", "cutting", "riding", "my layer"):
+        assert any(part in text for text in found), part
 
 
-def test_recombined_sentences_are_new_and_the_same_each_time() -> None:
-    """If this failed, the student would learn the same texts once more, or others in every run."""
-    given = [f"{word} and {other}" for word in WORDS for other in WORDS]
-    found = list(default_texts.recombined(given, 2000))
-    assert found == list(default_texts.recombined(given, 2000))
-    assert len(set(found) - set(given)) > 1000
-    known = {word.lower() for text in given for word in re.findall(r"\w+", text)}
-    ours = " ".join([*default_texts.FRAMES, *default_texts.JOINTS]).lower()
-    assert {word.lower() for text in found for word in re.findall(r"\w+", text)} <= known | {*re.findall(r"\w+", ours)}
-
-
-def test_other_capitals_change_nothing_else() -> None:
-    """If this failed, the teacher's vector would be that of another text."""
-    chance = np.random.default_rng(1)
-    text = "The boundary layer of a wing, as NASA says it; l'été."
-    found = {default_texts.other_capitals(text, chance) for _ in range(200)}
-    assert len(found) == 4
-    assert {one.lower() for one in found} == {text.lower()}
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [("cut", "cutting"), ("ride", "riding"), ("see", "seeing"), ("play", "playing"), ("visit", "visiting")],
+)
+def test_what_is_being_done_is_spelled_as_english_does(verb: str, expected: str) -> None:
+    """If this failed, the student would learn words that nobody writes."""
+    assert default_texts.doing(verb) == expected
 
 
 def test_only_data_for_shipped_models_is_read(monkeypatch) -> None:
@@ -197,50 +167,40 @@ def test_only_data_for_shipped_models_is_read(monkeypatch) -> None:
         return io.StringIO()
 
     monkeypatch.setattr(default_texts.gzip, "open", nothing)
+    monkeypatch.setattr(default_texts, "everyday", lambda *_: iter(()))  # there are no words to make them of
     default_texts.short_texts(Path("data"))
     default_texts.pairs(Path("data"))
     default_texts.paragraphs(Path("data"))
     allowed = """wordnet_gloss wordnet_sense debian_synopsis_en gnome_help libreoffice_help man_search doc_sections_en
-    tldr_page nl2bash afriqa"""
+    tldr_page nl2bash afriqa foldoc gcide"""
     assert {*opened} == {f"train/{name}.jsonl.gz" for name in allowed.split()} | {"train/raw_text/en.tsv.gz"}
 
 
-def test_varied_sets_are_the_same_rows(out: Path, tmp_path: Path) -> None:
-    """If this failed, a row would learn the teacher's vector of another."""
-    default_texts.write_varied(out / "sets", tmp_path)
-    before, after = (default_texts.read(folder / "few.jsonl.gz") for folder in (out / "sets", tmp_path))
-    assert before != after
-    assert [(a.lower(), b.lower()) for a, b in before] == [(a.lower(), b.lower()) for a, b in after]
+def test_evening_narrows_what_is_wide_and_no_more_than_it_should() -> None:
+    """If this failed, the few directions in which all texts differ would still outweigh the others, or noise would."""
+    spread = np.array([8.0, 2.0, *[1.0] * 16, 1e-6, 0.0])
+    vectors = np.random.default_rng(3).standard_normal((4000, 20)) * spread
+    factors = default_finish.evening(vectors, power=0.5)
+    np.testing.assert_allclose(factors / factors[2], [8**-0.5, 2**-0.5, *[1] * 16, factors[18], factors[18]], rtol=0.1)
+    assert factors[18] == factors[19] == factors.max() < 2 * factors[2]
 
 
-def test_what_is_finished_is_the_same_model(start: Path, tmp_path: Path, monkeypatch) -> None:
-    """If this failed, the recipe's last step would spoil what was trained: rows of other pieces, or other angles."""
-    rows = [(one, other) for one in WORDS for other in WORDS]
-    default_texts.write(tmp_path / "pair-few.jsonl.gz", rows)
-    monkeypatch.setattr(default_finish, "find_turn", partial(default_finish.find_turn, steps=2))
+def test_what_is_finished_has_its_directions_evened_and_nothing_else(start: Path, tmp_path: Path) -> None:
+    """If this failed, the recipe's last step would spoil what was trained."""
+    default_texts.write(tmp_path / "few.jsonl.gz", [(one, other) for one in WORDS for other in WORDS])
     default_finish.main(start, tmp_path, tmp_path / "finished")
     before, after = (refembed.load(folder, backend="numpy") for folder in (start, tmp_path / "finished"))
-    vectors, turned = before.encode(WORDS), after.encode([word.upper() for word in WORDS])
-    np.testing.assert_allclose(turned @ turned.T, vectors @ vectors.T, atol=1e-5)
-    assert np.abs(turned - vectors).max() > 0.01
-    assert after.config.vocabulary < before.config.vocabulary
-
-
-def test_a_token_that_would_move_is_refused(tokenizer) -> None:
-    """If this failed, config.json would name another token as the end of a text."""
-    content = json.loads(tokenizer.to_str())
-    content["model"]["vocab"] |= {"A": content["model"]["vocab"].pop("<bos>"), "<bos>": len(content["model"]["vocab"])}
-    content["added_tokens"] = [
-        token | {"id": content["model"]["vocab"][token["content"]]} for token in content["added_tokens"]
-    ]
-    with pytest.raises(ValueError, match="would move"):
-        default_finish.in_small_letters(content)
+    vectors, evened = before.encode(WORDS), after.encode(WORDS)
+    factors = default_finish.evening(before.encode([one for one in WORDS for _ in WORDS], task="sentence similarity"))
+    expected = vectors * factors
+    np.testing.assert_allclose(evened, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    assert np.abs(evened - vectors).max() > 0.01
 
 
 def test_a_recipe_is_there_for_each_set() -> None:
     """If this failed, teacher's vectors would be computed that no stage learns, or a stage would look for others."""
     recipe = (Path(__file__).parents[2] / "spec" / "recipes" / "default.toml").read_text()
     source = Path(default_texts.__file__).read_text()
-    used = set(re.findall(r"\$REFEMBED_DEFAULT/(?:sets|varied)/([\w-]+)\.jsonl\.gz", recipe))
-    made = set(re.findall(r'^        "([\w-]+)": ', source, re.M)) | {"pair-paragraph", default_texts.RECOMBINED}
+    used = set(re.findall(r"\$REFEMBED_DEFAULT/sets/([\w-]+)\.jsonl\.gz", recipe))
+    made = set(re.findall(r'^        "([\w-]+)": ', source, re.M)) | {"pair-paragraph"}
     assert used == made
