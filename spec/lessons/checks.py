@@ -390,6 +390,7 @@ def window_mask(learner: Any) -> None:
     everything = {"there is a window, though none was asked for": seen(abs(ahead) <= 8)}
     agree(learner.window_mask(tokens, None), np.zeros((tokens, tokens)), "20 tokens, no window", everything, 0)
     agree(learner.window_mask(3, 16), np.zeros((3, 3)), "3 tokens, which no window of 16 cuts", tolerance=0)
+    agree(learner.window_mask(tokens, 6), seen(abs(ahead) <= 3), "20 tokens, a sliding_window of 6", tolerance=0)
 
 
 @exercise(4)
@@ -473,6 +474,10 @@ def attention(learner: Any) -> None:
             f"golden/twin {CASE}, layer.{index:02d}.attention.output",
             mistakes,
         )
+    other = twin().settings | {"query_pre_attn_scalar": 64}  # the twin's own is its head_dim, which would do as well
+    got = learner.attention(x, weights(index), *angles(index, tokens), mask_of(index, tokens), other)
+    by_head = {"the scores are scaled by head_dim, not by query_pre_attn_scalar": changed_attention(index)}
+    agree(got, changed_attention(index, scale=1 / 8), "the same with a query_pre_attn_scalar of 64", by_head)
 
 
 def changed_attention(
@@ -732,6 +737,7 @@ def second_moment(learner: Any) -> None:
             "the cosines are not squared": np.sum((unit @ unit.T) * (1 - np.eye(4))) / 12,
         }
         agree(learner.second_moment(x), right, "4 vectors of golden/losses", mistakes, EXACT)
+        agree(learner.second_moment(x[:3]), losses.second_moment(x[:3]), "3 of them", tolerance=EXACT)
     with np.errstate(all="ignore"):
         alone = {"0 is divided by 0": np.nan}
         agree(learner.second_moment(queries[:1]), np.asarray(0.0), "a single vector", alone, EXACT)

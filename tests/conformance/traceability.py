@@ -225,8 +225,17 @@ the `Witness:` of those functions names, by folder and case ([golden](../golden/
 *Changes*: the reference's functions, with how many of their mutants a golden case kills, of how many
 ([witness.md](witness.md)); mutants of the losses and of the backward pass are counted by test_losses.py and
 test_gradients.py in tests/conformance, where every one is killed or argued about. After them known mistakes, by their
-names in [defects.md](defects.md) and [10-losses.md](10-losses.md).
+names in [defects.md](defects.md) and [10-losses.md](10-losses.md): those whose family the function's docstring gives as
+its trap. Every one of the forward's stands below by chapter.
 """
+
+
+def by_chapter() -> dict[str, list[str]]:
+    """Every known mistake of the forward and of its use, under the chapter that the catalogue names."""
+    chapters: dict[str, list[str]] = {}
+    for one in sorted(DEFECTS, key=lambda one: one.chapter):
+        chapters.setdefault(Path(one.chapter).name, []).append(one.id)
+    return chapters
 
 
 def page() -> str:
@@ -241,6 +250,8 @@ def page() -> str:
         code = "<br>".join(shown([str(one) for one in row.code])) or "none"
         cases = ", ".join(shown(row.golden)) or ", ".join(shown(row.tests)) or "none"
         lines.append(f"| {address} | {code} | {cases} | {', '.join(row.mutations(made)) or 'none'} |")
+    lines += ["", "## Known mistakes by the chapter that has it right", "", "| chapter | mistakes |", "| --- | --- |"]
+    lines += [f"| [{name}]({name}) | {', '.join(f'`{id}`' for id in ids)} |" for name, ids in by_chapter().items()]
     lines += ["", "## What lacks code or a golden case", "", "| requirement | lacks | why, and what holds it |"]
     lines += ["| --- | --- | --- |"]
     lines += [f"| {row.id} | {row.gap} | {reasons()[row.id]} |" for row in table if row.gap]
