@@ -473,6 +473,8 @@ def test_odd_characters_are_shown(page, tmp_path, twin) -> None:
     assert any("↵" in label for label in said)
     assert any("⇥" in label for label in said)
     assert page.locator("#tokens br").count() == 1
+    assert page.text_content("#given") == f"“{ODD}\n\tend”"  # as it was typed, whatever the tokenizer makes of it
+    assert "🦄 0xF0" in page.text_content("#tokens")
     assert page.get_attribute("#right [role=group]:last-child", "dir") == "rtl"
     assert page.get_attribute("#tokens [role=group]:last-child", "dir") == "ltr"
 

@@ -68,7 +68,7 @@ function spelling(text, place) {
   const spelled = text.spelled[place];
   if (typeof spelled === "string") return spelled;
   const [byte, character, number] = spelled;
-  return number === 1 && character ? `${visible(character)} ${byte}` : byte;
+  return number === 1 && character ? `${visible(character)} 0x${byte}` : `0x${byte}`;
 }
 
 /** Line ends, tabs, and characters without a form of their own, as signs. */
@@ -318,7 +318,7 @@ function showTokens() {
     byId("legend").textContent = `Bars below a token: how much of it the chosen token reads in layer ${state.layer}, head ${state.head}, the tallest being the most. A dotted line and no frame: out of its window.`;
   } else {
     list.colour(shares);
-    byId("legend").textContent = "A bar below a token (blue): it adds to the vector; a bar above it (orange): it pulls away. The tallest is the largest share. Dashed frames: special tokens.";
+    byId("legend").textContent = "A bar below a token (blue): it adds to the vector; a bar above it (orange): it pulls away. The tallest is the largest share. Dashed frames: special tokens. 0x and two digits: a byte of a character that the tokenizer has no piece for.";
   }
 }
 
@@ -567,6 +567,7 @@ function showLimits() {
 const kinds = main.ids.map((_, place) => kind(main, place));
 state.token = Math.min(main.opening, tokens - 1);
 byId("model").textContent = reading.model === "default" ? "refembed’s built-in model" : reading.model;
+byId("given").textContent = main.text.length > 300 ? `“${main.text.slice(0, 300)} …”` : `“${main.text}”`;
 byId("facts").textContent = `${tokens} tokens, ${main.opening} of them before the text; ${reading.sliding.length} layers of ${reading.heads} heads; ${reading.dimensions} numbers a vector.`;
 document.title = `${excerpt(main.text)} · read by refembed`;
 
