@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-SIZE = {"width": 1120, "height": 1040}
+SIZE = {"width": 1120, "height": 735}
 
 
 def main(page: Path, out: Path) -> None:
