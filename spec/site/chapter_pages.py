@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from book import Chapter, insert
+from book import BookError, Chapter, insert
 from listing import Witness, function_listing
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -83,6 +83,9 @@ def numbers(root: Path, chapter: Chapter) -> str:
     if chapter.traces:
         places += [("twin", case) for case in golden(root, "twin")[0]]
         places = [place for place in places if place[0] == "twin"]
+        for pattern in chapter.traces:
+            if not any(tensors_of(golden(root, "twin")[1], case, (pattern,)) for _, case in places):
+                raise BookError(f"{chapter.stem}: no tensor of golden/twin is named {pattern}")
     found = {place: tensors_of(golden(root, place[0])[1], place[1], chapter.traces) for place in places}
     most = max((len(tensors) for tensors in found.values()), default=0)
     if not most:

@@ -24,7 +24,7 @@ ID = re.compile(r"\b([A-Z]{3,4})-(\d+)(?: to \1-(\d+))?\b")
 SOURCE = re.compile(r"^Source: (.*?)(?=\n\n|\bTrap:|^Witness:|\Z)", re.MULTILINE | re.DOTALL)
 WITNESS = re.compile(r"^Witness: (golden/[\w-]+|tests/[\w/]+\.py) ([\w-]+)\.$", re.MULTILINE)
 BESIDE = re.compile(r"((?:`\w+`(?:,\s|\sand\s)?)*)(?: in\s+)?\[`\w+\.py`\]\(\.\./refembed/reference/(\w+)\.py\)")
-OF_ARRAYS = re.compile(r"\b(Array|Batch|Gradients?)\b")  # types that do not say their arrays' shapes themselves
+OF_ARRAYS = re.compile(r"\b(Array|ndarray|NDArray|Batch|Gradients?)\b")  # types that do not say their shapes
 WITHIN = re.compile(r"\b(Array|Gradients)\b")  # a Batch made within a function has its argument's shapes
 
 
@@ -83,7 +83,8 @@ def computes(node: ast.FunctionDef) -> bool:
 
 def without_shape(node: ast.FunctionDef, given: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Arrays taken and returned whose shape is not among those given, as (kind, subject)."""
-    typed = [("argument", a.arg, a.annotation) for a in node.args.args] + [("return", "", node.returns)]
+    given_by = node.args.posonlyargs + node.args.args + [node.args.vararg] + node.args.kwonlyargs
+    typed = [("argument", a.arg, a.annotation) for a in given_by if a] + [("return", "", node.returns)]
     for kind, name, annotation in typed:
         words = ast.unparse(annotation) if annotation else ""
         if OF_ARRAYS.search(words) and "dict" not in words and "Callable" not in words and (kind, name) not in given:

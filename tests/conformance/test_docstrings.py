@@ -73,6 +73,8 @@ NO_WITNESS = "0 Witness, 0 of them golden/FOLDER CASE. or tests/FILE.py TEST."
     [
         ("    x        (..., n)\n", "", "no shape of argument x"),
         ("    returns  (..., m)\n", "", "no shape of return"),
+        ("weight: Array)", "weight: Array, *, bias: np.ndarray)", "no shape of argument bias"),
+        ("weight: Array)", "weight: Array, *rows: Array)", "no shape of argument rows"),
         ("Source: OPS-1.", "", "no Source"),
         ("Source: OPS-1.", "Source: the paper.", "no Source"),
         ("OPS-1", "ATT-2", "no Source of a chapter beside it, in ATT-2"),

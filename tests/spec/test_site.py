@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from html import unescape
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import book
+import chapter_pages
 import listing
 import pytest
 from support import accessibility_faults
@@ -255,6 +257,14 @@ FAULTS = {
         "window_mask cites ATT-3, which no chapter defines",
     ),
 }
+
+
+def test_a_trace_that_is_no_more_is_refused():
+    """Wrong if a chapter's table would silently lose a tensor that code calls by another name."""
+    chapter = book.read_book(ROOT)["05-attention-and-windows"]
+    assert "layer.00.attention.scores" in chapter_pages.numbers(ROOT, chapter)
+    with pytest.raises(book.BookError, match=r"no tensor of golden/twin is named query_turned"):
+        chapter_pages.numbers(ROOT, replace(chapter, traces=(*chapter.traces, "query_turned")))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
