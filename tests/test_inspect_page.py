@@ -424,7 +424,7 @@ def test_tables_stand_for_the_pictures(page, file) -> None:
     open_page(page, file)
     for name in ("share", "reads", "norm", "pair"):
         page.click(f"#{name}-table summary")
-        assert page.locator(f"#{name}-table tbody tr").count() > 0, name
+        page.locator(f"#{name}-table tbody tr").first.wait_for()  # drawn when it opens
     rows = page.locator("#norm-table tbody tr")
     assert rows.count() == len(data["norms"]["residual"])
     for row, size in enumerate(data["norms"]["residual"]):

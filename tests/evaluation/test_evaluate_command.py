@@ -62,7 +62,7 @@ def test_json_says_what_was_measured(run: Run, tmp_path: Path, model) -> None:
         "backend": "numpy",
         "precision": "float32",
         "context": 1024,
-        "dimensions": 256,
+        "dimensions": model.config.dimensions,
         "cut": 0,
     }
     (result,) = report["results"]
@@ -238,7 +238,7 @@ def test_texts_are_cut_as_transformers_cuts_them(model) -> None:
     encode = TextEncoder(model, 64)
     found = encode([text, "short"], "clustering")
     assert (encode.cut, encode.texts) == (1, 2)
-    np.testing.assert_allclose(found[0], model.encode_tokens([np.array(ids)], 256)[0], atol=1e-6)
+    np.testing.assert_allclose(found[0], model.encode_tokens([np.array(ids)], model.config.dimensions)[0], atol=1e-6)
     np.testing.assert_allclose(found[1], model.encode("short", task="clustering"), atol=1e-6)
 
 
