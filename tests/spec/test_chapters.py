@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from docstring_lint import expand
 from support import SMALL, config_json, random_ids, random_parameters
 
 from refembed.reference import collector, embed
@@ -19,7 +20,6 @@ CODE = sorted(file for folder in ("refembed", "backends") for file in (ROOT / fo
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 DEFINITION = re.compile(r"^### ([A-Z]{3,4}-\d+)$", re.MULTILINE)
-ID = re.compile(r"\b([A-Z]{3,4})-(\d+)(?: to \1-(\d+))?\b")
 SOURCE = re.compile(r"Source:(.*?)(?:\n\s*\n|Trap:|Witness:|\"\"\")", re.DOTALL)
 
 
@@ -53,15 +53,6 @@ def definitions(pages: dict[str, str]) -> dict[str, list[str]]:
         for id in DEFINITION.findall(prose(text)):
             found.setdefault(id, []).append(name)
     return found
-
-
-def expand(text: str) -> list[str]:
-    """Every id in a text; "QNT-1 to QNT-5" is five of them."""
-    return [
-        f"{prefix}-{number}"
-        for prefix, first, last in ID.findall(text)
-        for number in range(int(first), int(last or first) + 1)
-    ]
 
 
 def citations(text: str, prefixes: Iterable[str]) -> set[str]:
