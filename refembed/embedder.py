@@ -169,17 +169,26 @@ class Embedder:
             )
         return result
 
-    def encode_tokens(self, batch: Sequence[NDArray[Any]], dimensions: int, show_progress: bool = False) -> Vectors:
-        """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order."""
+    def encode_tokens(
+        self,
+        batch: Sequence[NDArray[Any]],
+        dimensions: int,
+        show_progress: bool = False,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order.
+
+        progress   a larger one that this is a part of
+        """
         vectors = np.empty((len(batch), dimensions), np.float32)
-        with Progress(len(batch), show_progress) as progress:
+        with Progress(len(batch), show_progress) as own:
             most = max(TOKENS_AT_ONCE, getattr(self.encoder, "tokens_at_once", 0))
             for indices in schedule([len(ids) for ids in batch], most):
                 with np.errstate(all="ignore"):  # what overflows is found below
                     found = self.encoder.encode([batch[index] for index in indices])
                 self.check_vectors(found, indices)
                 vectors[indices] = found if dimensions == self.config.dimensions else truncate(found, dimensions)
-                progress.add(len(indices))
+                (progress or own).add(len(indices))
         return vectors
 
     def check_vectors(self, found: Vectors, indices: list[int]) -> None:
