@@ -148,7 +148,11 @@ def open_log(path: Path | None, restart: bool) -> Iterator[Log]:
     with open_locked(path) as handle:
         if restart:
             handle.truncate(0)
-        yield Log(handle, kept=True)
+        try:
+            yield Log(handle, kept=True)
+        except KeyboardInterrupt:
+            print(f"refembed: {path.name} has what is done; the same command goes on from there", file=sys.stderr)
+            raise
         sync_folder(path.parent)  # the output has its name on the disk before this has lost its own
         path.unlink()
 
@@ -211,7 +215,7 @@ def embed_rows(
                 pass
         report.finish(faults)
         if not straight:
-            with open_output(output) as handle:
+            with open_output(output, kept and kept.with_name(f"{kept.name}.whole")) as handle:
                 form.join(handle, lambda: (piece_of(*entry) for entry in log.entries() if "first" in entry[0]), like)
     return report.left_out
 
@@ -286,7 +290,8 @@ def embed_chunk(
         for place, (row, fault) in enumerate(zip(rows, found.faults, strict=True))
         if fault
     ]
-    progress.add(len(faults))
+    if faults:
+        progress.add(len(faults))
     good = [place for place, fault in enumerate(found.faults) if not fault]
     said = {"first": first, "rows": len(rows), "faults": faults, "cut": cut}
     return said, form.pack(first, rows, good, found.vectors)

@@ -20,8 +20,10 @@ FORMATS = ("jsonl", "npy", "safetensors", "parquet")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write, beside `path` until it is complete, then in its place; on any error nothing is left behind.
+
+    beside   its name till then, which nobody else uses; each time another where not given
 
     Raises RefembedError where it cannot be written.
     """
@@ -30,8 +32,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         path = Path(os.path.realpath(path))  # through a link, which stays
         if path.is_dir():
             raise IsADirectoryError(None, "is a folder")
-        temporary = path.parent / f".refembed-{secrets.token_hex(8)}"
-        with open(temporary, "xb") as handle:
+        temporary = beside or path.parent / f".refembed-{secrets.token_hex(8)}"
+        with open(temporary, "wb" if beside else "xb") as handle:
             if path.exists():
                 temporary.chmod(path.stat().st_mode & 0o777)  # a private file stays private
             yield handle
@@ -66,8 +68,8 @@ def check_output(path: str | None) -> None:
 
 
 @contextmanager
-def open_output(path: str | None) -> Iterator[IO[bytes]]:
-    """Standard output where no path is given; a pipe or device is written to, never replaced."""
+def open_output(path: str | None, beside: Path | None = None) -> Iterator[IO[bytes]]:
+    """Standard output where no path is given; a pipe or device is written to, never replaced. beside: of whole_file."""
     if path is None or path == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -78,7 +80,7 @@ def open_output(path: str | None) -> Iterator[IO[bytes]]:
         except OSError as error:
             raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
     else:
-        with whole_file(Path(path)) as handle:
+        with whole_file(Path(path), beside) as handle:
             yield handle
 
 

@@ -922,7 +922,8 @@ def test_version(run: Run) -> None:
 
 # every command, and the options it promises
 SURFACE = {
-    "embed": "TEXT -i -o --task --prompt --text-field --title-field --id-field --faults --restart --progress --dimensions --model --backend --precision "
+    "embed": "TEXT -i -o --task --prompt --text-field --title-field --id-field --faults --restart --progress "
+    "--dimensions --model --backend --precision "
     "--threads --format jsonl npy safetensors parquet --debug",
     "similarity": "QUERY TEXT -i --model --backend --precision --threads --debug",
     "search": "CORPUS QUERY -k --model --backend --precision --threads --debug",

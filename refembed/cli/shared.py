@@ -106,10 +106,10 @@ def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> Rows:
 
 
 def open_rows(source: str, fields: Fields) -> Rows:
-    """The rows of a file; a title's name that no row knows is found before any is used."""
+    """The rows of a file; one that cannot be read, or has no title of this name, is refused before a model is loaded."""
     rows: Rows = Texts(source, fields) if not source.endswith(".parquet") else open_table(source, fields)
-    if fields.title and source != "-":
-        next((row for row in rows if row.title is not None), None)  # raises where it comes to the end
+    if source != "-":
+        next((row for row in rows if not fields.title or row.title is not None), None)
     return rows
 
 
