@@ -20,7 +20,7 @@ except ImportError as error:
     ) from error
 
 ROWS_AT_ONCE = 1024  # of those read
-PIECES_IN_A_GROUP = 32  # of those written: many small groups make a large footer
+PIECES_IN_A_GROUP = 8  # of those written: a group is held in memory, and each makes the footer larger
 
 
 class Table:
@@ -93,7 +93,7 @@ class Parquet:
         batches = (ipc.open_stream(piece.packed).read_all() for piece in pieces() if piece.good)
         nothing = ipc.open_stream(self.pack(0, [], [], like)).read_all()
         first = next(batches, nothing)
-        with parquet.ParquetWriter(handle, first.schema) as writer:
+        with parquet.ParquetWriter(handle, first.schema, use_dictionary=False) as writer:
             while first is not None:
                 writer.write_table(pa.concat_tables([first, *islice(batches, PIECES_IN_A_GROUP - 1)]))
                 first = next(batches, None)

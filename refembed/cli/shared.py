@@ -106,7 +106,7 @@ def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> Rows:
 
 
 def open_rows(source: str, fields: Fields) -> Rows:
-    """The rows of a file; one that cannot be read, or has no title of this name, is refused before a model is loaded."""
+    """The rows of a file; it is refused before a model is loaded where it cannot be read, or none has such a title."""
     rows: Rows = Texts(source, fields) if not source.endswith(".parquet") else open_table(source, fields)
     if source != "-":
         next((row for row in rows if not fields.title or row.title is not None), None)
