@@ -153,6 +153,10 @@ ERRORS = {
     "train-diverged": "a loss or gradient is not finite",
     "soup-mismatch": "checkpoints that are to be averaged are not of one model",
     "output-unwritable": "the output cannot be written",
+    "output-in-use": "another process writes the same output",
+    "output-begun": "the output was begun with other settings, another model or another input",
+    "input-columns": "a table has no column of this name, or one of no texts",
+    "arrow-missing": "the library that reads and writes Parquet is not installed",
 }
 
 
