@@ -70,6 +70,7 @@ def encoding(package: Any, folder: str) -> dict[str, Any]:
         "tensor of one": model.encode("venus", convert_to_tensor=True, truncate_dim=9),
         "tensor of none": model.encode([], convert_to_tensor=True),
         "tensors": model.encode(TEXTS[:2], convert_to_numpy=False),
+        "as it is": model.encode(TEXTS, precision=None),
         "bits": model.encode(TEXTS, precision="ubinary"),
         "signed bits": model.encode(TEXTS, precision="binary", truncate_dim=13),
         "int8": model.encode(TEXTS, precision="int8").astype(int),
@@ -139,6 +140,19 @@ def searching(package: Any, folder: str) -> dict[str, Any]:
     }
 
 
+def evaluating(package: Any, folder: str) -> dict[str, Any]:
+    from sentence_transformers.sentence_transformer import evaluation  # the package's own for both
+
+    queries, relevant = {"1": "mars is red", "2": "venus"}, {"1": {"a", "d"}, "2": {"c"}}
+    corpus = {"a": "the red planet mars", "b": "the night", "c": "venus is", "d": "a", "e": "red"}
+    ranks: Any = {f"{name}_at_k": [1, 3] for name in ("accuracy", "precision_recall", "ndcg", "mrr", "map")}
+    retrieval = evaluation.InformationRetrievalEvaluator(queries, corpus, relevant, truncate_dim=8, **ranks)
+    pairs = ["mars", "a", "the night"], ["red", "venus is", "night"], [1.0, 0.5, 0.0]
+    alike = evaluation.EmbeddingSimilarityEvaluator(*pairs, similarity_fn_names=["cosine", "euclidean"])
+    model = package.SentenceTransformer(folder)
+    return {name: float(score) for judge in (retrieval, alike) for name, score in judge(model).items()}
+
+
 def close(found: Any, expected: Any, where: str) -> None:
     """The same kind of thing, and the same numbers to float32 rounding (levels may fall to either side of an edge)."""
     if isinstance(expected, dict):
@@ -159,7 +173,7 @@ def close(found: Any, expected: Any, where: str) -> None:
         assert found == expected, where
 
 
-CODE = {"encoding": encoding, "settings": settings, "searching": searching}
+CODE = {"encoding": encoding, "settings": settings, "searching": searching, "evaluating": evaluating}
 
 
 @pytest.mark.filterwarnings("ignore")  # texts that are cut, ranges of few texts, older names

@@ -25,13 +25,21 @@ from .loaded import Loaded
 __all__ = ["SentenceTransformer", "util"]
 
 
+class Card:
+    """Where sentence-transformers' evaluators put their scores besides returning them; nobody reads it here."""
+
+    def set_evaluation_metrics(self, *_: Any) -> None: ...
+
+
 class SentenceTransformer(Loaded):
     """The constructor takes sentence-transformers' options. model is refembed's own."""
+
+    model_card_data = Card()
 
     def encode(
         self, inputs: str | Sequence[str] | None = None, prompt_name: str | None = None, prompt: str | None = None,
         batch_size: int = 32, show_progress_bar: bool | None = None, output_value: str | None = "sentence_embedding",
-        precision: str = "float32", convert_to_numpy: bool = True, convert_to_tensor: bool = False,
+        precision: str | None = "float32", convert_to_numpy: bool = True, convert_to_tensor: bool = False,
         device: str | None = None, normalize_embeddings: bool = False, truncate_dim: int | None = None,
         *, sentences: str | Sequence[str] | None = None,
     ) -> Any:  # fmt: skip
@@ -47,7 +55,7 @@ class SentenceTransformer(Loaded):
         if normalize_embeddings:
             vectors = util.normalize_embeddings(vectors)
         nothing = np.array([], np.float32 if convert_to_tensor else np.float64)  # of no texts, as there
-        vectors = util.quantize_embeddings(vectors, precision) if len(vectors) else nothing
+        vectors = util.quantize_embeddings(vectors, precision or "float32") if len(vectors) else nothing
         if convert_to_tensor or not convert_to_numpy:
             import torch
 
@@ -81,3 +89,5 @@ class SentenceTransformer(Loaded):
             yield
         finally:
             self.truncate_dim = before
+
+    truncate_sentence_embeddings = truncate_embeddings  # its older name
