@@ -75,6 +75,7 @@ ERRORS = {
     "option-threads": "the number of threads cannot be used",
     "option-format": "the output format cannot be used here",
     "option-input": "the command needs texts, from arguments or from one file",
+    "option-unsupported": "an option of another library's that refembed cannot honour",
     "option-k": "the number of results is not at least 1",
     "vectors-invalid": "similarity needs two tables of vectors of one length",
     "vectors-not-finite": "a backend gave vectors that are no embeddings",
