@@ -24,6 +24,7 @@ from .metrics import Metrics
 
 OPEN = ("/health", "/ready")  # no key needed
 THROWN_AWAY = 4  # times the limit: how much of a refused body is read on, so that its sender reads the answer
+SMALL = 8192  # bytes of JSON read, or of vectors written, in less time than it takes to hand them to a thread and back
 GONE = 499  # as the status of a request whose client did not wait, in the metrics
 
 
@@ -109,9 +110,9 @@ class Server:
             body = await self.body(request, dialect)
             try:
                 async with asyncio.timeout(self.limits.seconds):
-                    asked = await self.work(dialect.read, self.served, body)
+                    asked = await self.work(len(body), dialect.read, self.served, body)
                     vectors = await self.vectors(request, asked)
-                    answer = await self.work(answer_of, dialect, asked, vectors, start)
+                    answer = await self.work(vectors.nbytes, answer_of, dialect, asked, vectors, start)
             except TimeoutError:
                 raise RequestError(
                     "time-limit", f"no answer within {self.limits.seconds:g} s; send fewer texts"
@@ -122,7 +123,10 @@ class Server:
 
         return embed
 
-    async def work(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def work(self, size: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A call that takes as long as `size` bytes are many: in a thread, where it would hold up the event loop."""
+        if size <= SMALL:
+            return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self.workers, function, *arguments)
 
     async def body(self, request: Request, dialect: Dialect) -> bytes:
@@ -147,7 +151,7 @@ class Server:
     async def vectors(self, request: Request, asked: Asked) -> Vectors:
         """From the queue; taken out of it where the client goes or the time is over."""
         job = asyncio.wrap_future(self.batcher.submit(asked.ids, asked.raw))
-        gone = asyncio.ensure_future(request.receive())  # after the body: that nobody listens
+        gone = asyncio.ensure_future(disconnected(request))
         try:
             await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
@@ -191,6 +195,12 @@ class Server:
         full = self.batcher.waiting >= self.batcher.most_waiting or self.metrics.active > self.limits.requests
         status = "stopping" if self.stopping else "full" if full else "ok"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+
+async def disconnected(request: Request) -> None:
+    """After the body: back when nobody listens any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def answer_of(dialect: Dialect, asked: Asked, vectors: Vectors, start: float) -> bytes:

@@ -80,7 +80,7 @@ def check_limits(given: argparse.Namespace) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    place = socket.socket(family, socket.SOCK_STREAM)
+    place = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # unnamed, asyncio leaves Nagle's delay on
     try:
         if os.name == "posix":  # elsewhere it would let two servers share a port
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

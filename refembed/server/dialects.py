@@ -140,7 +140,9 @@ class Dialect:
         if self.fields is not None and (unknown := sorted(set(given) - self.fields)):
             raise RequestError("field-unknown", f"unrecognized request argument supplied: {unknown[0]}", unknown[0])
         model, suffix = self.model_of(served, given)
-        texts, ids = self.texts(served, given.get(self.input))
+        if self.input not in given:
+            raise RequestError("field-missing", f"{self.input} is missing: the texts", self.input)
+        texts, ids = self.texts(served, given[self.input])
         dimensions = served.model.check_dimensions(self.dimensions(given))
         encoding = take(given, "encoding_format", str) or "float"
         if encoding not in ("float", "base64"):
@@ -173,8 +175,6 @@ class Dialect:
 
     def texts(self, served: Served, value: Any) -> tuple[list[str], list[NDArray[Any]] | None]:
         """The texts, or the token ids in place of them."""
-        if value is None:
-            raise RequestError("field-missing", f"{self.input} is missing", self.input)
         if isinstance(value, str):
             return [value], None
         if not isinstance(value, list):
