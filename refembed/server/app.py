@@ -25,6 +25,7 @@ from .metrics import Metrics
 OPEN = ("/health", "/ready")  # no key needed
 THROWN_AWAY = 4  # times the limit: how much of a refused body is read on, so that its sender reads the answer
 SMALL = 8192  # bytes of JSON read, or of vectors written, in less time than it takes to hand them to a thread and back
+LONGEST_WAIT = 60  # seconds that Retry-After may say
 GONE = 499  # as the status of a request whose client did not wait, in the metrics
 
 
@@ -59,7 +60,7 @@ class Server:
             Route("/metrics", lambda request: PlainTextResponse(self.metrics.render(self.batcher))),
         ]
         self.paths = frozenset(route.path for route in routes)
-        handlers: dict[Any, Callable[..., Any]] = {HTTPException: refuse_route, RefembedError: refuse}
+        handlers: dict[Any, Callable[..., Any]] = {HTTPException: self.refuse_route, RefembedError: self.refuse}
         self.app = Starlette(routes=routes, exception_handlers=handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +79,7 @@ class Server:
         try:
             if refusal := self.refusal(request):
                 await throw_away(request, self.limits.bytes * THROWN_AWAY)
-                await refuse(request, refusal)(scope, receive, send_counted)
+                await self.refuse(request, refusal)(scope, receive, send_counted)
             else:
                 await self.app(scope, receive, send_counted)
         except ClientDisconnect:
@@ -136,16 +137,21 @@ class Server:
         if media != "application/json" and not media.endswith("+json") and not dialect.any_media_type:
             await throw_away(request, most * THROWN_AWAY)
             raise RequestError("body-type", f"content-type is {media or 'missing'}, application/json needed")
-        body = bytearray()
+        body, size, more = bytearray(), 0, True
         try:
             async with asyncio.timeout(self.limits.seconds):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        await throw_away(request, most * THROWN_AWAY)
-                        raise RequestError("body-large", f"the body has more than {most} bytes; send fewer texts")
+                while more and size <= most * THROWN_AWAY:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(part)
+                    if size <= most:
+                        body += part
         except TimeoutError:
             raise RequestError("body-slow", f"the body did not come within {self.limits.seconds:g} s") from None
+        if size > most:
+            raise RequestError("body-large", f"the body has more than {most} bytes; send fewer texts")
         return bytes(body)
 
     async def vectors(self, request: Request, asked: Asked) -> Vectors:
@@ -165,6 +171,29 @@ class Server:
         finally:
             job.cancel()
             gone.cancel()
+
+    def refuse(self, request: Request, error: RefembedError) -> Response:
+        """A refusal as the interface of its path has it."""
+        dialect = dialect_of(request.url.path)
+        status, headers = dialect.status(error), {}
+        if status in (429, 503):
+            headers["retry-after"] = str(min(max(1, round(self.batcher.seconds_to_wait())), LONGEST_WAIT))
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse(dialect.error(error), status, headers)
+
+    def refuse_route(self, request: Request, error: HTTPException) -> Response:
+        """What Starlette's router found wrong."""
+        asked = f"{request.method} {request.url.path}"
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            answer = self.refuse(request, RequestError("method-unknown", f"not allowed: {asked}; {allowed} needed"))
+            answer.headers["allow"] = allowed
+            return answer
+        paths = ", ".join(dialect.path for dialect in DIALECTS)
+        return self.refuse(
+            request, RequestError("path-unknown", f"unknown request URL: {asked}; the paths are {paths}")
+        )
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": model_list(self.served, int(self.metrics.started))})
@@ -214,26 +243,3 @@ async def throw_away(request: Request, most: int) -> None:
         message = await request.receive()
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
-
-
-def refuse(request: Request, error: RefembedError) -> Response:
-    """A refusal as the interface of its path has it."""
-    dialect = dialect_of(request.url.path)
-    status = dialect.status(error)
-    headers = {"retry-after": "1"} if status in (429, 503) else {}
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(dialect.error(error), status, headers)
-
-
-def refuse_route(request: Request, error: Exception) -> Response:
-    """What Starlette's router found wrong."""
-    assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        answer = refuse(request, RequestError("method-unknown", f"not allowed: {asked}; {allowed} needed"))
-        answer.headers["allow"] = allowed
-        return answer
-    paths = ", ".join(dialect.path for dialect in DIALECTS)
-    return refuse(request, RequestError("path-unknown", f"unknown request URL: {asked}; the paths are {paths}"))

@@ -70,6 +70,9 @@ class Batcher:
     def submit(self, ids: Sequence[NDArray[Any]], raw: bool = False) -> "Future[Vectors]":
         """Queue the texts of one request. raw: vectors as they are before they are made unit length."""
         job = Job(ids, raw, self.model.config.dimensions)
+        if not ids:
+            job.future.set_result(job.vectors)
+            return job.future
         with self.changed:
             if self.waiting and self.waiting + len(ids) > self.most_waiting:
                 raise RefembedError(

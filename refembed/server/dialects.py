@@ -191,7 +191,7 @@ class Dialect:
         return [], self.token_ids(served, value, kinds)
 
     def token_ids(self, served: Served, value: list[Any], kinds: set[type]) -> list[NDArray[Any]]:
-        raise mixed(self.input, value, {str}, "strings")
+        raise mixed(self.input, value, str)
 
     def dimensions(self, given: dict[str, Any]) -> Any:
         return given.get("dimensions")
@@ -232,10 +232,10 @@ class OpenAI(Dialect):
 
     def token_ids(self, served: Served, value: list[Any], kinds: set[type]) -> list[NDArray[Any]]:
         """BOS and EOS are put around ids that lack them."""
-        if kinds == {int}:
+        if type(value[0]) is int:
             return [ids_of(served.model, value, self.input, None)]
         if kinds != {list}:
-            raise mixed(self.input, value, {str}, "strings, or all lists of token ids")
+            raise mixed(self.input, value, type(value[0]) if type(value[0]) is list else str)
         return [ids_of(served.model, row, self.input, index) for index, row in enumerate(value)]
 
     def answer(self, asked: Asked, vectors: Vectors, seconds: float) -> bytes:
@@ -346,12 +346,12 @@ def wrong_type(what: str, value: Any, needed: str, field: str | None = "") -> Re
     )
 
 
-def mixed(name: str, value: list[Any], wanted: set[type], needed: str) -> RequestError:
+def mixed(name: str, value: list[Any], kind: type) -> RequestError:
     """A list whose entries are not all of one kind that is known."""
-    index = next(place for place, one in enumerate(value) if type(one) not in wanted)
-    return RequestError(
-        "field-type", f"{name}[{index}] is {WORDS[type(value[index])]}; a list must be all {needed}", name
-    )
+    index = next(place for place, one in enumerate(value) if type(one) is not kind)
+    needed = {str: "texts", list: "lists of token ids", int: "token ids, whole numbers"}[kind]
+    found = WORDS[type(value[index])]
+    return RequestError("field-type", f"{name}[{index}] is {found}; this list must hold {needed} alone", name)
 
 
 def prompt_options(served: Served, given: dict[str, Any], suffix: str | None, of_ids: bool) -> dict[str, Any]:
@@ -390,7 +390,7 @@ def ids_of(model: Embedder, row: list[Any], name: str, index: int | None) -> NDA
     if not row:
         raise RequestError("input-empty", f"{place} is empty, at least one token id needed", name)
     if set(map(type, row)) != {int}:
-        raise mixed(place, row, {int}, "token ids, whole numbers")
+        raise mixed(place, row, int)
     if min(row) < 0 or max(row) >= config.vocabulary:
         wrong = next(id for id in row if not 0 <= id < config.vocabulary)
         raise RequestError(
