@@ -1,7 +1,7 @@
 """What an install weighs: python tests/bench/install_size.py [EXTRA | PACKAGE==VERSION ...]
 
 For refembed itself and for each extra (all but those of developers, where none is named), and for each other package
-named, a fresh virtual environment: how many packages pip put there, pip itself not counted, and how many MB (10^6 bytes)
+named, a fresh virtual environment: how many packages pip put there, not counting itself, and how many millions of bytes
 lie in it. PyTorch is the build that constraints.txt fixes, for CPUs. It asks the package index, and takes minutes.
 """
 
