@@ -277,13 +277,13 @@ def record_of(chosen: Iterable[Mutant]) -> dict[str, Any]:
     return record
 
 
-def written(record: Mapping[str, Any]) -> str:
-    """The record as JSON. Few sets of failing cases differ, so each is written once and named by its number."""
+def written(record: Mapping[str, Any], edition: str) -> str:
+    """The record as JSON, with the edition of golden/ that it was made with. Few sets of failing cases differ, so each is written once and named by its number."""
     sets = sorted({tuple(entry["fails"]) for entry in record.values()}, key=lambda cases: (len(cases), cases))
     numbered = {id: entry | {"fails": sets.index(tuple(entry["fails"]))} for id, entry in record.items()}
     lines = ",\n".join(f"  {json.dumps(id)}: {json.dumps(entry, ensure_ascii=False)}" for id, entry in numbered.items())
     failing = ",\n".join(f"  {json.dumps(cases)}" for cases in sets)
-    return f'{{\n "golden": "{golden_edition()}",\n "failing": [\n{failing}\n ],\n "mutants": {{\n{lines}\n }}\n}}\n'
+    return f'{{\n "golden": "{edition}",\n "failing": [\n{failing}\n ],\n "mutants": {{\n{lines}\n }}\n}}\n'
 
 
 def read(text: str) -> dict[str, Any]:
@@ -426,7 +426,7 @@ def main() -> None:
     folder, only = parser.parse_args().out, parser.parse_args().only
     kept = read((folder / "witness.json").read_text()) if only else {}
     record = {one.id: kept[one.id] if only and one.module != only else record_of([one])[one.id] for one in mutants()}
-    (folder / "witness.json").write_text(written(record))
+    (folder / "witness.json").write_text(written(record, golden_edition()))
     if unargued(record):
         sys.exit("argue in EQUIVALENT or MISSING about survivors, and nothing else:\n" + "\n".join(unargued(record)))
     (folder / "witness.md").write_text(page(record))
