@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +23,8 @@ from typing import Any
 import gradient_mutants
 import loss_mutants
 import numpy as np
-from witness import read, written
+from docstring_lint import WITNESS, functions
+from witness import written
 from witness_mutants import FOLDER, Mutant, mutants_of, units
 
 from refembed.conformance.suite import golden_folder
@@ -37,8 +39,19 @@ SWAPPED = {  # functions that are changed where they stand
 }
 GOLDEN_UL2 = json.loads((golden_folder("gradients").parent / "ul2" / "cases.json").read_text())
 # Survivors that no text can show, each with its argument.
-EQUIVALENT = loss_mutants.EQUIVALENT | gradient_mutants.EQUIVALENT | {}
-MISSING = gradient_mutants.MISSING | {}
+EQUIVALENT = {
+    **loss_mutants.EQUIVALENT,
+    **gradient_mutants.EQUIVALENT,
+    "pooling.attention_pool:arguments-swapped:5": "exchanging two axes is the same from either side",
+    "pooling.attention_pool:constant-changed:9": "of one query, the first row is the last",
+    "pooling.attention_pool:value-nudged:1": "the same added to every key is taken off by softmax",
+    "ul2.corrupt:keyword-dropped:0": "there are as many marks as pieces, all that strict asks",
+    "ul2.corrupt:keyword-dropped:1": "there are as many marks as spans, all that strict asks",
+    "ul2.span_counts:arguments-swapped:0": "max() of two numbers has no order",
+    "ul2.span_counts:arguments-swapped:1": "max() of two numbers has no order",
+    "ul2.spans:axis-changed:0": "of two axes the second is the last",
+}
+MISSING = gradient_mutants.MISSING
 
 
 def mutants() -> Iterator[Mutant]:
@@ -127,11 +140,34 @@ def edition() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.suffix != ".md")).hexdigest()[:12]
 
 
-def stale(record: Mapping[str, Any], now: Iterable[Mutant]) -> list[str]:
-    """Where the record is not of the reference's source as it is now."""
-    found = {mutant.id: described(mutant) for mutant in now}
+def stale(record: Mapping[str, Any], now: Iterable[Mutant] = ()) -> list[str]:
+    """Where the record is not of the reference's source as it is now; now: its mutants, where they are made already."""
+    found = {mutant.id: described(mutant) for mutant in now or mutants()}
     then = {id: {key: entry[key] for key in ("line", "code", "change")} for id, entry in record.items()}
     return sorted(id for id in found.keys() | then.keys() if found.get(id) != then.get(id))
+
+
+def unargued(record: Mapping[str, Any]) -> list[str]:
+    """Survivors that are not argued about exactly once, and arguments about what is no survivor."""
+    argued = Counter([*EQUIVALENT, *(id for ids in MISSING.values() for id in ids)])
+    survivors = {id for id, entry in record.items() if not entry["fails"]}
+    return sorted(id for id in survivors | argued.keys() if (id in survivors) != argued[id])
+
+
+def false_docstrings(record: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
+    """Functions whose docstring names a case that fails for fewer of their mutants than another."""
+    failing: dict[str, Counter[str]] = {}
+    for id, entry in record.items():
+        failing.setdefault(id.partition(":")[0], Counter()).update(entry["fails"])
+    wrong = []
+    for module, text in sources.items():
+        for name, node in functions(text):
+            seen = failing.get(f"{module}.{name}")
+            best = {case for case in seen or () if seen and seen[case] == max(seen.values())}
+            named = WITNESS.findall(ast.get_docstring(node) or "")
+            if seen and not {(f"golden/{MODULES[module]}", case) for case in best} >= set(named[:1]):
+                wrong.append(f"{module}.{name}")
+    return wrong
 
 
 def false_entries(record: Mapping[str, Any], chosen: Sequence[Mutant]) -> list[str]:

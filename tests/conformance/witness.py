@@ -278,7 +278,9 @@ def record_of(chosen: Iterable[Mutant]) -> dict[str, Any]:
 
 
 def written(record: Mapping[str, Any], edition: str) -> str:
-    """The record as JSON, with the edition of golden/ that it was made with. Few sets of failing cases differ, so each is written once and named by its number."""
+    """The record as JSON, with the edition of golden/ that judged. Few sets of failing cases differ, so each is written
+    once and named by its number.
+    """
     sets = sorted({tuple(entry["fails"]) for entry in record.values()}, key=lambda cases: (len(cases), cases))
     numbered = {id: entry | {"fails": sets.index(tuple(entry["fails"]))} for id, entry in record.items()}
     lines = ",\n".join(f"  {json.dumps(id)}: {json.dumps(entry, ensure_ascii=False)}" for id, entry in numbered.items())
@@ -345,8 +347,8 @@ Which golden cases fail when a line of the reference is changed. This page, and 
 small change, and lets [golden](../golden/README.md) judge them. Mutants of `quantize.py` are judged bit for bit by
 golden/quantised; all others by golden/twin as any port is ([protocol.md](protocol.md)), from the golden tokens in
 float64, and case {float32} in float32 too: final vectors and every stored stage within float32's bounds and
-of the parameters' float type. The losses and the backward pass have mutants of their own, in test_losses.py and
-test_gradients.py beside it, judged by golden/losses and golden/gradients.
+of the parameters' float type. Mutants of the losses, the backward pass, UL2 and the poolers are judged by golden/losses,
+golden/gradients and golden/ul2 (training_witness.py beside it); the site shows them beside their lines.
 
 Killed: **{killed} of {counted}, {share:.1%}**; {equivalent} more are equivalent. {raising} of the killed raise an error
 for every text, or give vectors of another shape; of the other {running}, {run_killed} are killed, {run_share:.1%}.
