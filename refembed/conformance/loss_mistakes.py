@@ -234,5 +234,7 @@ TABLE: tuple[tuple[str, str, str, str, Functions], ...] = (
     ("weights-ignored", "LOSS-8", "the losses are added without their weights", SCALE,
      {"total": lambda *given: total(*[*given[:-1], Weights(*(float(one > 0) for one in given[-1]))])}),
 )  # fmt: skip
-MISTAKES = tuple(Defect(id, "H", title, effect, "-", "", requirement, RIGHT) for id, requirement, title, effect, _ in TABLE)
+MISTAKES = tuple(
+    Defect(id, "H", title, effect, "-", "", requirement, RIGHT) for id, requirement, title, effect, _ in TABLE
+)
 REPLACED = {id: functions for id, *_, functions in TABLE}

@@ -31,7 +31,7 @@ from witness_mutants import mutants_of, units
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("-q", "-x", "--hypothesis-profile=quick", "-p", "no:cacheprovider", "-W", "ignore")
-TRIED = 3  # changes of each function, drawn by a digest
+TRIED = 6  # changes of each function, drawn by a digest
 
 
 def held_here() -> dict[str, tuple[str, str]]:
