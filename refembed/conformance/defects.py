@@ -51,8 +51,9 @@ class Defect:
 
 CHAPTERS = {  # prefix of a requirement's id, or a whole id, -> the page that has it
     "TOK": "01-tokens-and-prompts.md", "EMB": "02-embedding.md", "OPS": "03-norms.md", "ROT": "04-rotary-positions.md",
-    "ATT": "05-attention-and-windows.md", "CFG-2": "05-attention-and-windows.md", "CFG-3": "05-attention-and-windows.md",
-    "MLP": "06-gated-mlp.md", "LAY": "06-gated-mlp.md", "POOL": "07-pooling-and-dense-head.md",
+    "ATT": "05-attention-and-windows.md", "CFG-2": "05-attention-and-windows.md",
+    "CFG-3": "05-attention-and-windows.md", "MLP": "06-gated-mlp.md", "LAY": "06-gated-mlp.md",
+    "POOL": "07-pooling-and-dense-head.md",
     "HEAD": "07-pooling-and-dense-head.md", "MAT": "08-matryoshka.md", "LOSS": "10-losses.md",
 }  # fmt: skip
 SHORT, TWENTY, ANY = "any text of 3 tokens or more", "about 20 tokens", "any text"

@@ -188,7 +188,8 @@ TABLE: tuple[tuple[str, str, str, str, Functions], ...] = (
      weighted(lambda h, t, a: a * np.real(h.sum(1, keepdims=True)), part=0)),
     ("exponentials-overflow", "LOSS-1", "the largest logit is not taken off before exp", "NaN at a low temperature",
      {"log_sum_exp": lambda x: np.log(np.sum(np.exp(x), axis=-1))}),
-    ("contrastive-log-two", "LOSS-1", "the logarithm is to base 2", SCALE, times(contrastive, lambda *_: 1 / np.log(2))),
+    ("contrastive-log-two", "LOSS-1", "the logarithm is to base 2", SCALE,
+     times(contrastive, lambda *_: 1 / np.log(2))),
     ("contrastive-summed", "LOSS-1", "summed over examples", SCALE, times(contrastive, lambda b, *_: len(b.queries))),
     # what is constant, and what is unit
     ("hardness-differentiated", "LOSS-3", "the weight is differentiated", SLOW, {"stop_gradient": lambda x: x}),
@@ -212,13 +213,15 @@ TABLE: tuple[tuple[str, str, str, str, Functions], ...] = (
     ("spread-out-between-sides", "LOSS-5", "between queries and positives, not within each", OTHER,
      {"spread_out": between_sides}),
     # Matryoshka
-    ("matryoshka-not-renormalised", "LOSS-7", "unit vectors are cut, and not normalised again", SHORT, {"matryoshka": only_cut}),
+    ("matryoshka-not-renormalised", "LOSS-7", "unit vectors are cut, and not normalised again", SHORT,
+     {"matryoshka": only_cut}),
     ("matryoshka-averaged", "LOSS-7", "averaged over lengths", SCALE, times(matryoshka, lambda loss, b, n: 1 / len(n))),
     ("matryoshka-whole-only", "LOSS-7", "only the whole length", SHORT,
      {"matryoshka": lambda loss, b, n: matryoshka(loss, b, n[:1])}),
     ("matching-split", "LOSS-8", "embedding matching at every length too", OTHER, {"total": split}),
     # embedding matching, and the sum
-    ("matching-mean-over-numbers", "LOSS-6", "the mean over numbers", SCALE, times(distance, lambda s, t, m: 1 / len(m))),
+    ("matching-mean-over-numbers", "LOSS-6", "the mean over numbers", SCALE,
+     times(distance, lambda s, t, m: 1 / len(m))),
     ("matching-cosine", "LOSS-6", "1 - cosine, half of the squared distance", SCALE, times(distance, lambda *_: 0.5)),
     ("matching-not-squared", "LOSS-6", "the distance, not its square", SCALE,
      {"distance": lambda s, t, m: np.sum(lengths_of(s, t, m)) / len(s)}),

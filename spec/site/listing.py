@@ -74,7 +74,7 @@ def read_witness(root: Path) -> Witness:
 
 
 def moved_lines(root: Path, record: Mapping[str, Any]) -> list[str]:
-    """Mutants whose line is another now. Whether a line lacks mutants is asked by tests/conformance, and takes longer."""
+    """Mutants whose line is another now. Whether a line lacks mutants takes longer, and tests/conformance asks it."""
     modules = {id.partition(".")[0] for id in record}
     source = {module: (root / REFERENCE / f"{module}.py").read_text().splitlines() for module in modules}
 

@@ -6,8 +6,8 @@ real calls); `Source:`, ids of a chapter that stands beside it; one `Witness:`, 
     Witness: golden/FOLDER CASE.
     Witness: tests/FILE.py TEST.
 
-What it cites is entered twice: a requirement's section names, after `Code:`, the functions that cite it, so that an id of
-the right chapter and the wrong section is seen. Every id, defect and mistake that it names is one that there is.
+What it cites is entered twice: a requirement's section names, after `Code:`, the functions that cite it, so that an id
+of the right chapter and the wrong section is seen. Every id, defect and mistake that it names is one that there is.
 
 A function within a function says the shape of what it returns, on its return; its lines are its owner's in all else.
 """
@@ -141,8 +141,8 @@ def wrong_source(module: str, name: str, ids: list[str], pages: Mapping[str, Cha
             yield f"Source {id} is of {home[id].name}, which the chapter beside it does not name"
         elif f"{module}.{name}" not in home[id].code[id]:
             yield f"Source {id} does not name it after Code:"
-    for id, page in ((id, page) for page in pages.values() for id in page.ids):
-        if f"{module}.{name}" in page.code[id] and id not in ids:
+    for id, named in ((id, named) for page in pages.values() for id, named in page.code.items()):
+        if f"{module}.{name}" in named and id not in ids:
             yield f"no Source {id}, which names it after Code:"
 
 

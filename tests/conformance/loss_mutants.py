@@ -79,7 +79,7 @@ def verdicts(mutant: Mutant) -> dict[str, bool | None]:
     try:
         exec(mutant.code, vars(module))
     except Exception:  # a module that does not even run
-        return dict.fromkeys((case.id for case in cases()))
+        return dict.fromkeys(case.id for case in cases())
     with patch.object(judge, "losses", module):
         return {case.id: right(case) for case in cases()}
 

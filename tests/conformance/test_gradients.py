@@ -1,6 +1,5 @@
 """The gradients' level of verify: right ports conform, wrong ones do not, and golden/gradients sees every line."""
 
-import ast
 import json
 import re
 import shutil

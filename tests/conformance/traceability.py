@@ -2,8 +2,8 @@
 
 python tests/conformance/traceability.py --out spec
 
-Read from the chapters' headings, the docstrings of refembed and backends, witness.json and training_witness.json, and the
-catalogues of mistakes, each of which says which requirement it breaks.
+Read from the chapters' headings, the docstrings of refembed and backends, witness.json and training_witness.json, and
+the catalogues of mistakes, each of which says which requirement it breaks.
 """
 
 import argparse

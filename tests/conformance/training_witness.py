@@ -2,8 +2,8 @@
 
 python tests/conformance/training_witness.py --out spec
 
-Makes every mutant of these, as witness.py does of the forward, lets golden/losses, golden/gradients and golden/ul2 judge
-them, and writes training_witness.json, which the site shows beside each line.
+Makes every mutant of these, as witness.py does of the forward, lets golden/losses, golden/gradients and golden/ul2
+judge them, and writes training_witness.json, which the site shows beside each line.
 """
 
 import argparse

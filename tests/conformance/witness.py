@@ -347,8 +347,8 @@ Which golden cases fail when a line of the reference is changed. This page, and 
 small change, and lets [golden](../golden/README.md) judge them. Mutants of `quantize.py` are judged bit for bit by
 golden/quantised; all others by golden/twin as any port is ([protocol.md](protocol.md)), from the golden tokens in
 float64, and case {float32} in float32 too: final vectors and every stored stage within float32's bounds and
-of the parameters' float type. Mutants of the losses, the backward pass, UL2 and the poolers are judged by golden/losses,
-golden/gradients and golden/ul2 (training_witness.py beside it); the site shows them beside their lines.
+of the parameters' float type. Mutants of the losses, the backward pass, UL2 and the poolers are judged by
+golden/losses, golden/gradients and golden/ul2 (training_witness.py beside it); the site shows them beside their lines.
 
 Killed: **{killed} of {counted}, {share:.1%}**; {equivalent} more are equivalent. {raising} of the killed raise an error
 for every text, or give vectors of another shape; of the other {running}, {run_killed} are killed, {run_share:.1%}.
