@@ -146,7 +146,8 @@ def unknown_names(root: Path, chapters: Mapping[str, Chapter]) -> Iterator[str]:
     """Names of code in a chapter's prose that no code has: of a function that was renamed, say."""
     modules = {file.stem: top_level(file) for file in (root / REFERENCE).glob("*.py")}
     known = set().union(*modules.values(), FOREIGN)
-    for file in (*root.glob("refembed/**/*.py"), *root.glob("backends/**/*.py")):
+    folders = [folder.resolve() for top in ("refembed", "backends") for folder in (root / top).resolve().iterdir()]
+    for file in (file for folder in folders for file in (*folder.rglob("*.py"), *folder.parent.glob("*.py"))):
         known |= names_in(file.read_text(), words="conformance" not in file.parts)  # whose words name functions
     known |= {"py", "NN"}
     for chapter in chapters.values():
