@@ -30,6 +30,14 @@ TOKENS_AT_ONCE = 4096  # handed to a backend in one call, so that memory does no
 Vectors = NDArray[np.float32]
 
 
+class TextsCut(UserWarning):
+    """How many texts were cut at the context, of how many that were given together."""
+
+    def __init__(self, cut: int, texts: int, context: int) -> None:
+        super().__init__(f"{cut} of {texts} texts were longer than {context} tokens and were cut")
+        self.cut = cut
+
+
 @dataclass(frozen=True)
 class Info:
     """What a loaded model is, for logs and reports.
@@ -164,22 +172,29 @@ class Embedder:
                 result[index] = RefembedError("text-too-long", f"has {len(ids)} tokens, at most {context} fit", index)
         cut = sum(not isinstance(new, RefembedError) and new is not old for new, old in zip(result, batch, strict=True))
         if cut:
-            warnings.warn(
-                f"{cut} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=levels_up()
-            )
+            warnings.warn(TextsCut(cut, len(batch), context), stacklevel=levels_up())
         return result
 
-    def encode_tokens(self, batch: Sequence[NDArray[Any]], dimensions: int, show_progress: bool = False) -> Vectors:
-        """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order."""
+    def encode_tokens(
+        self,
+        batch: Sequence[NDArray[Any]],
+        dimensions: int,
+        show_progress: bool = False,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        """The embedding of each id array: longest first, a bounded number of tokens at a time, back in input order.
+
+        progress   a larger one that this is a part of
+        """
         vectors = np.empty((len(batch), dimensions), np.float32)
-        with Progress(len(batch), show_progress) as progress:
+        with Progress(len(batch), show_progress) as own:
             most = max(TOKENS_AT_ONCE, getattr(self.encoder, "tokens_at_once", 0))
             for indices in schedule([len(ids) for ids in batch], most):
                 with np.errstate(all="ignore"):  # what overflows is found below
                     found = self.encoder.encode([batch[index] for index in indices])
                 self.check_vectors(found, indices)
                 vectors[indices] = found if dimensions == self.config.dimensions else truncate(found, dimensions)
-                progress.add(len(indices))
+                (progress or own).add(len(indices))
         return vectors
 
     def check_vectors(self, found: Vectors, indices: list[int]) -> None:

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy is there: threads of sev
 
 from support import SMALL, write_checkpoint
 
-WANTS = ("weights", "data", "device", "browser", "compiler")
+WANTS = ("weights", "data", "device", "browser", "compiler", "java")
 REQUIRED = set(filter(None, os.environ.get("REFEMBED_REQUIRE", "").split(",")))
 settings.register_profile("refembed", deadline=None, print_blob=True)  # other work on the machine is no fault
 settings.load_profile("refembed")

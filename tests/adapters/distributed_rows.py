@@ -1,0 +1,56 @@
+"""Rows for the engines that spread a job over machines, some at fault, and what the library itself makes of them."""
+
+import re
+import textwrap
+import warnings
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import refembed
+
+TWIN = Path(__file__).parents[2] / "golden" / "twin" / "checkpoint"
+PAGE = Path(__file__).parents[2] / "spec" / "running.md"
+WORDS = "the of and to in is for that with as on be by this from or are it an at"
+TEXTS = [WORDS[: 1 + 37 * row % len(WORDS)] + f" {row}" for row in range(30)] + ["", "the of and " * 40]  # one is cut
+TITLES = [None if row % 3 else f"about {row}" for row in range(len(TEXTS))]
+FAULTY = {32: "text-type: is NoneType, a string is needed", 33: "text-encoding: is not valid Unicode: "}
+HOW = {"backend": "numpy", "threads": 1}
+
+
+@cache
+def alone(titled: bool = False, **options: Any) -> NDArray:
+    """Each text's embedding by encode(), given no other text."""
+    model = refembed.load(TWIN, **HOW)
+    with warnings.catch_warnings(action="ignore"):
+        found = [
+            model.encode(text, titles=title if titled else None, **options)
+            for text, title in zip(TEXTS, TITLES, strict=True)
+        ]
+    return np.stack(found)
+
+
+def check(rows: list[dict], expected: NDArray) -> None:
+    """Rows of id, embedding and fault: the good ones hold expected's bits, the others say why they do not."""
+    rows = sorted(rows, key=lambda row: row["id"])
+    assert [row["id"] for row in rows] == list(range(len(TEXTS) + len(FAULTY)))
+    for row in rows:
+        if row["id"] in FAULTY:
+            assert row["embedding"] is None
+            assert row["fault"].startswith(FAULTY[row["id"]])
+        else:
+            assert row["fault"] is None
+            found = row["embedding"]  # bits are bytes in Spark
+            found = np.frombuffer(found, np.uint8) if isinstance(found, bytes | bytearray) else found
+            assert np.array_equal(np.asarray(found, expected.dtype), expected[row["id"]])
+
+
+def example(module: ModuleType) -> str:
+    """The first example of a module, which spec/running.md repeats, for the twin in place of EmbeddingGemma."""
+    block = re.search(r"^    .*?\n(?=\n\S)", str(module.__doc__), re.S | re.M)[0]
+    assert block in PAGE.read_text()
+    return textwrap.dedent(block).replace("google/embeddinggemma-300m", str(TWIN))
