@@ -30,6 +30,14 @@ TOKENS_AT_ONCE = 4096  # handed to a backend in one call, so that memory does no
 Vectors = NDArray[np.float32]
 
 
+class TextsCut(UserWarning):
+    """How many texts were cut at the context, of how many that were given together."""
+
+    def __init__(self, cut: int, texts: int, context: int) -> None:
+        super().__init__(f"{cut} of {texts} texts were longer than {context} tokens and were cut")
+        self.cut = cut
+
+
 @dataclass(frozen=True)
 class Info:
     """What a loaded model is, for logs and reports.
@@ -164,9 +172,7 @@ class Embedder:
                 result[index] = RefembedError("text-too-long", f"has {len(ids)} tokens, at most {context} fit", index)
         cut = sum(not isinstance(new, RefembedError) and new is not old for new, old in zip(result, batch, strict=True))
         if cut:
-            warnings.warn(
-                f"{cut} of {len(batch)} texts were longer than {context} tokens and were cut", stacklevel=levels_up()
-            )
+            warnings.warn(TextsCut(cut, len(batch), context), stacklevel=levels_up())
         return result
 
     def encode_tokens(

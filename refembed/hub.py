@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import FILES, GGUF
 from .errors import RefembedError
@@ -10,8 +11,10 @@ from .errors import RefembedError
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_folder(model: str | Path, revision: str | None = None) -> Path:
+def find_folder(model: str | Path, revision: str | None = None, **client: Any) -> Path:
     """The folder of a model given as a folder or as a hub id; a .gguf file is itself.
+
+    client   what the hub's client is told besides: token, cache_dir, local_files_only
 
     A folder that exists is taken first. Raises RefembedError where there is neither.
     """
@@ -22,7 +25,7 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
             "hub-name",
             f"{model!r} is neither a folder nor a {GGUF} file here, nor a hub id (google/embeddinggemma-300m)",
         )
-    return download(model, revision)
+    return download(model, revision, **client)
 
 
 def is_local(model: str | Path) -> bool:
@@ -33,7 +36,7 @@ def is_local(model: str | Path) -> bool:
     return bool(model) and (model.endswith(GGUF) or os.path.isdir(os.path.expanduser(model)))
 
 
-def download(model: str, revision: str | None) -> Path:
+def download(model: str, revision: str | None, **client: Any) -> Path:
     """Bring a hub model's files into the hub client's own cache, or find them there."""
     try:
         from huggingface_hub import constants, errors, snapshot_download
@@ -43,7 +46,7 @@ def download(model: str, revision: str | None) -> Path:
         ) from error
     page = f"{constants.ENDPOINT}/{model}"
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES), **client))
     except errors.GatedRepoError as error:
         raise RefembedError(
             "hub-access", f"{model} is behind a licence: accept it at {page}, then run 'hf auth login' or set HF_TOKEN"
@@ -64,9 +67,10 @@ def download(model: str, revision: str | None) -> Path:
             ) from error
         if status:
             raise RefembedError("hub-unreachable", f"the hub answered {status} for {model}; try again later") from error
-        if constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE or client.get("local_files_only"):
+            asked = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "local_files_only"
             raise RefembedError(
-                "hub-offline", f"{model} is not in the cache and HF_HUB_OFFLINE is set; unset it, or name a folder"
+                "hub-offline", f"{model} is not in the cache and {asked}; leave that out, or name a folder"
             ) from error
         raise RefembedError(
             "hub-unreachable",

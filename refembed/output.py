@@ -5,22 +5,25 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RefembedError
+from .textfiles import Row
 
-FORMATS = ("jsonl", "npy", "safetensors")
+FORMATS = ("jsonl", "npy", "safetensors", "parquet")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write, beside `path` until it is complete, then in its place; on any error nothing is left behind.
+
+    beside   its name till then, which nobody else uses; each time another where not given
 
     Raises RefembedError where it cannot be written.
     """
@@ -29,8 +32,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         path = Path(os.path.realpath(path))  # through a link, which stays
         if path.is_dir():
             raise IsADirectoryError(None, "is a folder")
-        temporary = path.parent / f".refembed-{secrets.token_hex(8)}"
-        with open(temporary, "xb") as handle:
+        temporary = beside or path.parent / f".refembed-{secrets.token_hex(8)}"
+        with open(temporary, "wb" if beside else "xb") as handle:
             if path.exists():
                 temporary.chmod(path.stat().st_mode & 0o777)  # a private file stays private
             yield handle
@@ -65,8 +68,8 @@ def check_output(path: str | None) -> None:
 
 
 @contextmanager
-def open_output(path: str | None) -> Iterator[IO[bytes]]:
-    """Standard output where no path is given; a pipe or device is written to, never replaced."""
+def open_output(path: str | None, beside: Path | None = None) -> Iterator[IO[bytes]]:
+    """Standard output where no path is given; a pipe or device is written to, never replaced. beside: of whole_file."""
     if path is None or path == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -77,7 +80,7 @@ def open_output(path: str | None) -> Iterator[IO[bytes]]:
         except OSError as error:
             raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
     else:
-        with whole_file(Path(path)) as handle:
+        with whole_file(Path(path), beside) as handle:
             yield handle
 
 
@@ -92,39 +95,119 @@ def format_of(path: str | None, given: str | None) -> str:
     return format
 
 
-def write_vectors(
-    handle: IO[bytes] | BinaryIO,
-    format: str,
-    count: int,
-    indices: Sequence[int],
-    texts: Sequence[str],
-    vectors: NDArray[Any],
-) -> None:
-    """Write the vectors of the texts that have one.
+class Piece(NamedTuple):
+    """The vectors of some rows that follow each other, as a form packed them.
 
-    count     how many texts there were
-    indices   (n) which of them the vectors belong to, from 0
-    texts     (n) the texts themselves
-    vectors   (n, d) float32, int8, or uint8 of eight numbers each
-
-    jsonl: an object a line, {"index", "text", "embedding"}. npy: (count, d), NaN in the rows of texts without a vector,
-    or 0 where numbers are whole.
-    safetensors: "embeddings" (n, d) and "index" (n).
+    first     the index of the first of them, counted from 0 over all rows
+    rows      how many they are
+    good      the indices of those that have a vector
+    packed    what the form made of them
     """
-    if format == "jsonl":
-        for index, text, vector in zip(indices, texts, vectors, strict=True):
-            whole = vectors.dtype.kind in "iu"
-            numbers = vector.tolist() if whole else [float(str(number)) for number in vector]  # its shortest form
-            row = {"index": index, "text": text, "embedding": numbers}
-            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    elif format == "npy":
-        missing = np.nan if vectors.dtype.kind == "f" else 0
-        table = np.full((count, vectors.shape[1]), missing, vectors.dtype)
-        table[list(indices)] = vectors
-        header = np.lib.format.header_data_from_array_1_0(table)
-        np.lib.format.write_array_header_1_0(handle, header)
-        handle.write(table.tobytes())  # np.save asks for the position, which a pipe has not
-    else:
-        from safetensors.numpy import save
 
-        handle.write(save({"embeddings": np.ascontiguousarray(vectors), "index": np.array(indices, np.int64)}))
+    first: int
+    rows: int
+    good: list[int]
+    packed: bytes
+
+
+Pieces = Callable[[], Iterable[Piece]]  # all of them in order, as often as they are asked for
+
+
+class Form(Protocol):
+    """A format of vectors: each piece is packed by itself, and a file is made of all.
+
+    one_pass   whether join asks for the pieces only once, so that they can be written as they come
+    """
+
+    one_pass: bool
+
+    def pack(self, first: int, rows: Sequence[Row], good: Sequence[int], vectors: NDArray[Any]) -> bytes:
+        """The bytes of a piece.
+
+        first     the index of rows[0]
+        good      places within rows that have a vector
+        vectors   (rows, d) float32, int8, or uint8 of eight numbers each; only the good ones mean anything
+        """
+
+    def join(self, handle: IO[bytes], pieces: Pieces, like: NDArray[Any]) -> None:
+        """Write the file. like: (0, d), of the vectors' type."""
+
+
+class Jsonl:
+    """An object a line, {"index", "text", "embedding"}, and "id" where there is one."""
+
+    one_pass = True
+
+    def pack(self, first: int, rows: Sequence[Row], good: Sequence[int], vectors: NDArray[Any]) -> bytes:
+        lines = []
+        for place in good:
+            row = rows[place]
+            about = {"index": first + place} | ({} if row.id is None else {"id": row.id}) | {"text": row.text}
+            shortest = vectors[place].astype("U").tolist()  # the fewest digits that give this float32
+            start = json.dumps(about, ensure_ascii=False)[:-1]
+            lines.append(f'{start}, "embedding": [{", ".join(shortest)}]}}\n')
+        return "".join(lines).encode()
+
+    def join(self, handle: IO[bytes], pieces: Pieces, like: NDArray[Any]) -> None:
+        for piece in pieces():
+            handle.write(piece.packed)
+
+
+class Npy:
+    """A row for each text, (texts, d): NaN where a text has no vector, or 0 where numbers are whole."""
+
+    one_pass = False
+
+    def pack(self, first: int, rows: Sequence[Row], good: Sequence[int], vectors: NDArray[Any]) -> bytes:
+        return vectors.tobytes()
+
+    def join(self, handle: IO[bytes], pieces: Pieces, like: NDArray[Any]) -> None:
+        count = sum(piece.rows for piece in pieces())
+        header = np.lib.format.header_data_from_array_1_0(like) | {"shape": (count, like.shape[1])}
+        np.lib.format.write_array_header_1_0(handle, header)
+        for piece in pieces():
+            handle.write(piece.packed)
+
+
+class Safetensors:
+    """ "embeddings" (n, d) of the texts that have a vector, and "index" (n)."""
+
+    one_pass = False
+
+    def pack(self, first: int, rows: Sequence[Row], good: Sequence[int], vectors: NDArray[Any]) -> bytes:
+        return vectors[list(good)].tobytes()
+
+    def join(self, handle: IO[bytes], pieces: Pieces, like: NDArray[Any]) -> None:
+        count = sum(len(piece.good) for piece in pieces())
+        kind = {"f": "F32", "i": "I8", "u": "U8"}[like.dtype.kind]
+        size = count * like.shape[1] * like.itemsize
+        about = {
+            "index": {"dtype": "I64", "shape": [count], "data_offsets": [0, 8 * count]},  # first: it needs alignment
+            "embeddings": {
+                "dtype": kind,
+                "shape": [count, like.shape[1]],
+                "data_offsets": [8 * count, 8 * count + size],
+            },
+        }
+        header = json.dumps(about, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        handle.write(len(header).to_bytes(8, "little") + header)
+        for piece in pieces():
+            handle.write(np.array(piece.good, "<i8").tobytes())
+        for piece in pieces():
+            handle.write(piece.packed)
+
+
+FORMS: dict[str, type[Form]] = {"jsonl": Jsonl, "npy": Npy, "safetensors": Safetensors}
+
+
+def lock_file(handle: IO[bytes], refusal: RefembedError) -> None:
+    """Keep it for this process till it is closed; raise the refusal where another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing keeps two processes apart there
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise refusal from error

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -27,11 +28,17 @@ def test_lint_and_types(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_wheel_carries_what_users_need(tmp_path):
-    """Wrong if an installed refembed lacks its types, its built-in model or its entry points, or carries tests."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True, capture_output=True
-    )
+def test_packages_carry_what_users_need(tmp_path):
+    """Wrong if the source package is not the repository's files, or the wheel made of it lacks the types, the built-in
+    model or the entry points, or carries tests.
+    """
+    built = subprocess.run([sys.executable, "-m", "build", "-o", tmp_path, ROOT], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (source,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        carried = {name.partition("/")[2] for name in archive.getnames()}
+    repository = {str(file.relative_to(ROOT)) for file in tracked_files()} - {".ci/run"}
+    assert repository <= carried
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())

@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
 from ..embedder import Embedder, load
 from ..errors import RefembedError, printable
 from ..prompts import PROMPTS
-from ..textfiles import Row, read_texts
+from ..textfiles import NO_FIELDS, Fields, Row, Texts
 from ..vectors import QUANTIZED, check_quantize, quantize_vectors
 
 
@@ -58,10 +58,10 @@ def add_quantize(command: Any) -> None:
 
 def add_file_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "-i", "--input", metavar="FILE", help=".txt (a line a text), .jsonl, either .gz, or - for lines"
+        "-i", "--input", metavar="FILE", help=".txt (a line a text), .jsonl, either .gz, .parquet, or - for lines"
     )
-    command.add_argument("--text-field", metavar="F", help="the key of a JSON object's text (text)")
-    command.add_argument("--title-field", metavar="F", help="the key of a JSON object's title (titles are not used)")
+    command.add_argument("--text-field", metavar="F", help="the key, or column, of an object's text (text)")
+    command.add_argument("--title-field", metavar="F", help="the key of its title (titles are not used)")
 
 
 def load_model(given: argparse.Namespace) -> Embedder:
@@ -76,17 +76,47 @@ def prompt_options(given: argparse.Namespace, task: str) -> dict[str, Any]:
     return {"task": None if chosen.lower() == "none" else chosen, "prompt": None}
 
 
-def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> list[Row]:
+class Rows(Protocol):
+    """Rows that are read as they are asked for, and how many they will be: a float is an estimate, None unknown."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def expected(self) -> float | None: ...
+
+
+class Arguments(list[Row]):
+    """The texts of a command line."""
+
+    def expected(self) -> int:
+        return len(self)
+
+
+def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> Rows:
     """The texts of the command line, or of its file: one of the two."""
+    fields = Fields(given.text_field, given.title_field, getattr(given, "id_field", None))
     if texts and given.input is not None:
         raise RefembedError("option-input", "texts come from arguments or from -i FILE, not from both")
-    if texts and (given.text_field or given.title_field):
-        raise RefembedError("option-input", "--text-field and --title-field are for the objects of -i FILE")
+    if texts and fields != NO_FIELDS:
+        raise RefembedError("option-input", "--text-field, --title-field and --id-field are for the objects of -i FILE")
     if given.input is not None:
-        return read_texts(given.input, given.text_field, given.title_field)
+        return open_rows(given.input, fields)
     if not texts:
         raise RefembedError("option-input", "no texts: give them as arguments, or -i FILE, or -i - for standard input")
-    return [Row(f"text {number}", text) for number, text in enumerate(texts, 1)]
+    return Arguments(Row(f"text {number}", text) for number, text in enumerate(texts, 1))
+
+
+def open_rows(source: str, fields: Fields) -> Rows:
+    """The rows of a file; it is refused before a model is loaded where it cannot be read, or none has such a title."""
+    rows: Rows = Texts(source, fields) if not source.endswith(".parquet") else open_table(source, fields)
+    if source != "-":
+        next((row for row in rows if not fields.title or row.title is not None), None)
+    return rows
+
+
+def open_table(source: str, fields: Fields) -> Rows:
+    from ..adapters.parquet import Table
+
+    return Table(source, fields)
 
 
 class Prepared(NamedTuple):

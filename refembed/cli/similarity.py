@@ -20,7 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    rows = read_rows(given, given.texts)
+    rows = list(read_rows(given, given.texts))
     model = load_model(given)
     query = encode_rows(model, [Row("the query", given.query)], given, task="query")
     if query.failed:

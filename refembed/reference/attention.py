@@ -49,9 +49,10 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float, na
     key = np.repeat(key, shared, axis=0)  # (heads, n, head)
     value = np.repeat(value, shared, axis=0)  # (heads, n, head)
     scores = query @ key.swapaxes(1, 2) * scale  # (heads, tokens, n)
-    weights = softmax(scores + mask)  # (heads, tokens, n)
-    context = weights @ value  # (heads, tokens, head)
     trace(f"{name}.scores", scores)
+    scores = scores + mask  # (heads, tokens, n)
+    weights = softmax(scores)  # (heads, tokens, n)
+    context = weights @ value  # (heads, tokens, head)
     trace(f"{name}.weights", weights)
     return context  # (heads, tokens, head)
 

@@ -59,8 +59,9 @@ def softmax(scores: Array) -> Array:
     Trap: a row with every key masked is 0/0 (defect C1); without padding there is no such row.
     Witness: golden/twin length-window.
     """
-    exponentials = np.exp(scores - np.max(scores, axis=-1, keepdims=True))  # (..., n)
-    return exponentials / np.sum(exponentials, axis=-1, keepdims=True)  # (..., n)
+    shifted = scores - np.max(scores, axis=-1, keepdims=True)  # (..., n)
+    exponentials = np.exp(shifted, out=shifted)  # (..., n), in place: no array of a long text is larger
+    return np.divide(exponentials, np.sum(exponentials, axis=-1, keepdims=True), out=exponentials)  # (..., n)
 
 
 def l2_normalize(x: Array) -> Array:

@@ -42,6 +42,7 @@ Tensors = dict[str, Array]
 Loss = Callable[[torch.Tensor], torch.Tensor]  # of the embeddings, a row a text
 TABLE = "embed_tokens.weight"
 TWIN = Path(__file__).parents[2] / "golden" / "twin" / "checkpoint"
+NOTHING = 1e-15  # what autograd may leave of a derivative that is none: PyTorch 2.14 does, where 2.13 had 0
 ALLOWED = 1e-12
 
 
@@ -103,7 +104,8 @@ def worst(found: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
     errors = []
     for name, gradient in expected.items():
         assert found[name].shape == gradient.shape, name
-        error = largest(found[name] - gradient)
+        nothing = largest(gradient) <= NOTHING
+        error = largest(found[name]) if nothing else largest(found[name] - gradient)
         errors.append(error / largest(gradient) if error else 0.0)
     return max(errors)
 

@@ -1,0 +1,155 @@
+"""The queue, with a model whose batches and faults can be watched."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refembed.errors import RefembedError
+from refembed.server.batching import Batcher
+
+POISON = 13
+
+
+class Model:
+    """Vectors of one number, the ids' sum. `go` lets one batch pass; a batch with POISON fails as a whole."""
+
+    config = SimpleNamespace(dimensions=1)
+
+    def __init__(self, held: bool = True) -> None:
+        self.go, self.batches, self.held = threading.Semaphore(0), [], held  # type: ignore[var-annotated]
+        self.encoder = SimpleNamespace(trace=lambda ids: {"projected": np.array([-1.0 * ids.sum()])})
+
+    def encode_tokens(self, batch: list[Any], dimensions: int) -> Any:
+        if self.held:
+            assert self.go.acquire(timeout=10)
+        self.batches.append([int(ids.sum()) for ids in batch])
+        if any(POISON in ids for ids in batch):
+            raise MemoryError("poison")
+        return np.array([[ids.sum()] for ids in batch], np.float32)
+
+
+def ids(*values: int, tokens: int = 10) -> list[Any]:
+    """Texts of `tokens` tokens, each of one value and zeros."""
+    return [np.array([value] + [0] * (tokens - 1)) for value in values]
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def batcher(model: Any, tokens: int = 30, waiting: int = 1000) -> Batcher:
+    return Batcher(model, tokens, waiting)
+
+
+def values(future: Any) -> list[float]:
+    return list(future.result(10)[:, 0])
+
+
+def test_texts_of_many_requests_share_a_batch_and_each_gets_its_own(model) -> None:
+    """Wrong if what waits is not computed together, up to the stated number of tokens, or results are mixed."""
+    queue = batcher(model)
+    first = queue.submit(ids(1))  # taken at once, alone
+    while queue.waiting:
+        pass
+    others = [queue.submit(ids(value)) for value in (2, 3, 4, 5)]
+    for _ in range(3):
+        model.go.release()
+    assert [values(one) for one in (first, *others)] == [[1], [2], [3], [4], [5]]
+    assert model.batches == [[1], [2, 3, 4], [5]]
+    assert (queue.batches, queue.texts, queue.tokens, queue.waiting, queue.waiting_tokens) == (3, 5, 50, 0, 0)
+    queue.close()
+
+
+def test_requests_take_turns(model) -> None:
+    """Wrong if a request of many texts keeps a small one waiting until its end."""
+    queue = batcher(model)
+    queue.submit(ids(1))
+    while queue.waiting:
+        pass
+    large, small = queue.submit(ids(10, 11, 12, 14, 15)), queue.submit(ids(20))
+    for _ in range(3):
+        model.go.release()
+    assert values(large) == [10, 11, 12, 14, 15]
+    assert values(small) == [20]
+    assert model.batches[1] == [10, 20, 11]
+    queue.close()
+
+
+def test_text_longer_than_a_batch_goes_alone(model) -> None:
+    """Wrong if it is never taken, or takes others with it."""
+    queue, _ = batcher(model), [model.go.release() for _ in range(9)]
+    assert values(queue.submit(ids(7, tokens=99))) == [7]
+    queue.close()
+
+
+def test_poison_fails_alone(model) -> None:
+    """Wrong if one text that cannot be computed takes its batch with it, or the thread, or its own request answers."""
+    queue = batcher(model, tokens=100)
+    queue.submit(ids(1))
+    while queue.waiting:
+        pass
+    good, bad, other = queue.submit(ids(2, 3)), queue.submit(ids(4, POISON)), queue.submit(ids(5))
+    model.held = False
+    model.go.release()
+    assert (values(good), values(other)) == ([2, 3], [5])
+    with pytest.raises(MemoryError, match="poison"):
+        bad.result(10)
+    assert values(queue.submit(ids(6))) == [6]
+    assert queue.failed == 1
+    queue.close()
+
+
+def test_full_queue(model) -> None:
+    """Wrong if more waits than allowed, or a large request alone never gets in."""
+    queue = batcher(model, waiting=3)
+    queue.submit(ids(1, tokens=99))
+    while queue.waiting:
+        pass
+    queue.submit(ids(2, 3, 4, 5))
+    with pytest.raises(RefembedError, match="4 texts are waiting") as caught:
+        queue.submit(ids(6))
+    assert caught.value.id == "queue-full"
+    model.held = False
+    model.go.release()
+    queue.close()
+    assert queue.waiting == 0
+
+
+def test_cancelled_requests_are_not_computed(model) -> None:
+    """Wrong if texts nobody waits for take the model's time, or stay in the queue's count."""
+    queue = batcher(model)
+    first = queue.submit(ids(1))
+    while queue.waiting:
+        pass
+    left, kept = queue.submit(ids(2, 3)), queue.submit(ids(4))
+    assert left.cancel()
+    model.held = False
+    model.go.release()
+    assert (values(first), values(kept)) == ([1], [4])
+    assert model.batches == [[1], [4]]
+    assert (queue.waiting, queue.waiting_tokens) == (0, 0)
+    queue.close()
+
+
+def test_close_finishes_what_is_queued() -> None:
+    """Wrong if the end loses a text that was taken."""
+    model = Model(held=False)
+    queue = batcher(model)
+    futures = [queue.submit(ids(value)) for value in range(20, 40)]
+    queue.close()
+    assert [values(one) for one in futures] == [[value] for value in range(20, 40)]
+    assert not queue.thread.is_alive()
+
+
+def test_raw_vectors(model) -> None:
+    """Wrong if raw texts get unit vectors, or others beside them raw ones."""
+    model.held = False
+    queue = batcher(model)
+    raw, usual = queue.submit(ids(2), raw=True), queue.submit(ids(3))
+    assert (values(raw), values(usual)) == ([-2], [3])
+    assert values(queue.submit([])) == []
+    queue.close()
