@@ -355,6 +355,18 @@ def test_the_disk_is_full(run: Run, here, monkeypatch) -> None:
     assert np.load(here / "out.npy").shape == (30, SMALL.dimensions)
 
 
+def test_an_input_that_breaks_off(run: Run, here) -> None:
+    """Wrong if a file that is cut short passes for whole, or the cut costs what was done before it."""
+    content = gzip.compress("".join(f"{n} {n * n}\n" for n in range(30)).encode())
+    (here / "in.txt.gz").write_bytes(content[:-12])
+    status, out, err = run("-i", "in.txt.gz", "-o", "out.npy")
+    assert (status, out, ids_of(err)) == (2, "", ["input-missing"])
+    assert {path.name for path in here.iterdir()} == {"in.txt.gz", "out.npy.partial"}
+    (here / "in.txt.gz").write_bytes(content)
+    assert run("-i", "in.txt.gz", "-o", "out.npy")[2] == "refembed: going on after 24 rows\n"
+    assert np.load(here / "out.npy").shape == (30, SMALL.dimensions)
+
+
 def test_two_processes_on_one_output(run: Run, here, monkeypatch) -> None:
     """Wrong if two runs write into each other's log."""
     (here / "in.txt").write_text("the end\n" * 30)
