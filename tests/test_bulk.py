@@ -464,9 +464,9 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     "format", ["parquet", *(pytest.param(format, marks=pytest.mark.long) for format in ("jsonl", "npy", "safetensors"))]
 )
 def test_memory_is_flat(here, small_folder, format: str) -> None:
-    """Wrong if memory grows with the number of rows: 15,000 texts more would be 16 MiB, and as many vectors."""
+    """Wrong if memory grows with the number of rows: 25,000 texts more would be 23 MiB, and as many vectors 4."""
     peaks = []
-    for count in (5_000, 20_000):
+    for count in (5_000, 30_000):
         table = pa.table({"text": ["the end in the air " * 55] * count})  # one text: the tokenizer keeps words
         parquet.write_table(table, "in.parquet", row_group_size=1_000)
         (here / "in.txt").write_text("".join(f"{text}\n" for text in table["text"].to_pylist()))
@@ -477,7 +477,7 @@ def test_memory_is_flat(here, small_folder, format: str) -> None:
         done = subprocess.run(between, capture_output=True, text=True, env=os.environ | ONE_ARENA)
         assert done.returncode == 0, done.stderr
         peaks.append(float(done.stdout))
-    assert peaks[1] - peaks[0] < 8, peaks
+    assert peaks[1] - peaks[0] < 12, peaks
 
 
 def test_numbers_do_not_depend_on_neighbours(model, small_folder) -> None:
