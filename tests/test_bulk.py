@@ -455,26 +455,29 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
+# with one for each thread of the tokenizers library, what each keeps for itself is up to chance
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 @pytest.mark.parametrize(
     "format", ["parquet", *(pytest.param(format, marks=pytest.mark.long) for format in ("jsonl", "npy", "safetensors"))]
 )
 def test_memory_is_flat(here, small_folder, format: str) -> None:
-    """Wrong if memory grows with the number of rows: 15,000 texts more would be 16 MiB, and as many vectors."""
+    """Wrong if memory grows with the number of rows: 25,000 texts more would be 23 MiB, and as many vectors 4."""
     peaks = []
-    for count in (5_000, 20_000):
-        table = pa.table({"text": [f"the end in the air {n:04d}" + "a" * 1000 for n in range(count)]})
+    for count in (5_000, 30_000):
+        table = pa.table({"text": ["the end in the air " * 55] * count})  # one text: the tokenizer keeps words
         parquet.write_table(table, "in.parquet", row_group_size=1_000)
         (here / "in.txt").write_text("".join(f"{text}\n" for text in table["text"].to_pylist()))
         source = "in.parquet" if format == "parquet" else "in.txt"
         argv = ["embed", "-i", source, "-o", f"out.{format}", "--model", str(small_folder), "--backend", "numpy"]
         code = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {MEASURED!r}, *{argv!r}], check=True)"
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", code], capture_output=True, text=True
-        )  # ru_maxrss is inherited
+        between = [sys.executable, "-S", "-c", code]  # a small process, since ru_maxrss is inherited
+        done = subprocess.run(between, capture_output=True, text=True, env=os.environ | ONE_ARENA)
         assert done.returncode == 0, done.stderr
         peaks.append(float(done.stdout))
-    assert peaks[1] - peaks[0] < 8, peaks
+    assert peaks[1] - peaks[0] < 12, peaks
 
 
 def test_numbers_do_not_depend_on_neighbours(model, small_folder) -> None:

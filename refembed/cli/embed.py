@@ -16,7 +16,7 @@ import argparse
 import sys
 
 from ..bulk import embed_rows
-from ..output import FORMATS, FORMS, Form, check_output, format_of
+from ..output import check_output, form_of, format_of, formats
 from ..progress import Progress
 from ..prompts import prefixes
 from .shared import add_file_options, add_model_options, add_text_options, load_model, prompt_options, read_rows
@@ -27,7 +27,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_file_options(command)
     command.add_argument("--id-field", metavar="F", help="the key of its id, which goes to jsonl and parquet (none)")
     command.add_argument("-o", "--output", metavar="OUT", help="file to write; standard output where not given")
-    command.add_argument("--format", choices=FORMATS, help="of the output; by OUT's ending, else jsonl")
+    command.add_argument("--format", choices=formats(), help="of the output; by OUT's ending, else jsonl")
     command.add_argument("--faults", metavar="FILE", help="list what was left out there: index, place, id, reason")
     command.add_argument("--restart", action="store_true", help="start anew where a killed run could go on")
     command.add_argument("--progress", action="store_true", help="say how far it is without a terminal too")
@@ -63,11 +63,3 @@ def run(given: argparse.Namespace) -> int:
             **options,
         )
     return 1 if left_out else 0
-
-
-def form_of(format: str) -> Form:
-    if format in FORMS:
-        return FORMS[format]()
-    from ..adapters.parquet_output import Parquet
-
-    return Parquet()

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from ..errors import RefembedError, printable
 from ..prompts import PROMPTS
 from ..textfiles import NO_FIELDS, Fields, Row, Texts
 from ..vectors import QUANTIZED, check_quantize, quantize_vectors
+
+READERS = "refembed.readers"  # the entry points by which adapters read other files than Texts
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
@@ -107,16 +110,11 @@ def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> Rows:
 
 def open_rows(source: str, fields: Fields) -> Rows:
     """The rows of a file; it is refused before a model is loaded where it cannot be read, or none has such a title."""
-    rows: Rows = Texts(source, fields) if not source.endswith(".parquet") else open_table(source, fields)
+    readers = entry_points(group=READERS, name=source.rpartition(".")[2])
+    rows: Rows = next((entry.load() for entry in readers), Texts)(source, fields)
     if source != "-":
         next((row for row in rows if not fields.title or row.title is not None), None)
     return rows
-
-
-def open_table(source: str, fields: Fields) -> Rows:
-    from ..adapters.parquet import Table
-
-    return Table(source, fields)
 
 
 class Prepared(NamedTuple):
