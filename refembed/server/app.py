@@ -101,7 +101,9 @@ class Server:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not key.strip():
                 return RequestError("key-wrong", "no API key: send the header Authorization: Bearer KEY")
-            if not hmac.compare_digest(key.strip().encode(), self.key.encode()):
+            if not hmac.compare_digest(
+                key.strip().encode("latin-1"), self.key.encode()
+            ):  # a header's bytes as they came
                 return RequestError("key-wrong", "incorrect API key")
         if self.metrics.active > self.limits.requests:
             return RequestError("queue-full", f"{self.limits.requests} requests are being answered; try again later")
