@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from .. import __version__
-from ..errors import RefembedError
+from ..errors import RefembedError, printable, shortened
 from .batching import Batcher, Vectors
 from .dialects import DIALECTS, Asked, Dialect, RequestError, Served, dialect_of, info, model_list, tags
 from .metrics import Metrics
@@ -99,11 +99,10 @@ class Server:
             return RequestError("server-stopping", "the server is stopping; try again, or elsewhere")
         if self.key is not None:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not key.strip():
+            sent = key.strip().encode("latin-1")  # the header's bytes as they came
+            if scheme.lower() != "bearer" or not sent:
                 return RequestError("key-wrong", "no API key: send the header Authorization: Bearer KEY")
-            if not hmac.compare_digest(
-                key.strip().encode("latin-1"), self.key.encode()
-            ):  # a header's bytes as they came
+            if not hmac.compare_digest(sent, self.key.encode()):
                 return RequestError("key-wrong", "incorrect API key")
         if self.metrics.active > self.limits.requests:
             return RequestError("queue-full", f"{self.limits.requests} requests are being answered; try again later")
@@ -172,7 +171,8 @@ class Server:
         except (ClientDisconnect, asyncio.CancelledError):
             raise
         except Exception as error:
-            print(f"refembed: a text could not be computed: {type(error).__name__}: {error}", file=sys.stderr)
+            said = f"a text could not be computed: {type(error).__name__}: {error}"
+            print(f"refembed: {shortened(printable(said))}", file=sys.stderr)
             raise RequestError("compute-failed", f"a text could not be computed: {error}") from error
         finally:
             job.cancel()
