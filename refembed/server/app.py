@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from .. import __version__
 from ..errors import RefembedError, printable, shortened
 from .batching import Batcher, Vectors
-from .dialects import DIALECTS, Asked, Dialect, RequestError, Served, dialect_of, info, model_list, tags
+from .dialects import DIALECTS, TEI, Asked, Dialect, RequestError, Served, dialect_of, info, model_list, tags
 from .metrics import Metrics
 
 OPEN = ("/health", "/ready")  # no key needed
@@ -52,6 +52,7 @@ class Server:
         self.workers = ThreadPoolExecutor(2, "refembed-request")  # JSON and tokens, off the event loop
         routes = [Route(dialect.path, self.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS]
         routes += [
+            Route("/", self.endpoint(TEI), methods=["POST"]),  # huggingface_hub's client asks there
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.one_model),
             Route("/info", self.info),
@@ -93,7 +94,7 @@ class Server:
 
     def refusal(self, request: Request) -> RequestError | None:
         """Why a request is not even looked at."""
-        if request.url.path in OPEN:
+        if request.scope["path"] in OPEN:
             return None
         if self.stopping:
             return RequestError("server-stopping", "the server is stopping; try again, or elsewhere")
