@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from .. import __version__
-from ..errors import RefembedError
+from ..errors import RefembedError, printable, shortened
 from .batching import Batcher, Vectors
-from .dialects import DIALECTS, Asked, Dialect, RequestError, Served, dialect_of, info, model_list, tags
+from .dialects import DIALECTS, TEI, Asked, Dialect, RequestError, Served, dialect_of, info, model_list, tags
 from .metrics import Metrics
 
 OPEN = ("/health", "/ready")  # no key needed
@@ -52,6 +52,7 @@ class Server:
         self.workers = ThreadPoolExecutor(2, "refembed-request")  # JSON and tokens, off the event loop
         routes = [Route(dialect.path, self.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS]
         routes += [
+            Route("/", self.endpoint(TEI), methods=["POST"]),  # huggingface_hub's client asks there
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.one_model),
             Route("/info", self.info),
@@ -93,15 +94,16 @@ class Server:
 
     def refusal(self, request: Request) -> RequestError | None:
         """Why a request is not even looked at."""
-        if request.url.path in OPEN:
+        if request.scope["path"] in OPEN:
             return None
         if self.stopping:
             return RequestError("server-stopping", "the server is stopping; try again, or elsewhere")
         if self.key is not None:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not key.strip():
+            sent = key.strip().encode("latin-1")  # the header's bytes as they came
+            if scheme.lower() != "bearer" or not sent:
                 return RequestError("key-wrong", "no API key: send the header Authorization: Bearer KEY")
-            if not hmac.compare_digest(key.strip().encode(), self.key.encode()):
+            if not hmac.compare_digest(sent, self.key.encode()):
                 return RequestError("key-wrong", "incorrect API key")
         if self.metrics.active > self.limits.requests:
             return RequestError("queue-full", f"{self.limits.requests} requests are being answered; try again later")
@@ -170,7 +172,8 @@ class Server:
         except (ClientDisconnect, asyncio.CancelledError):
             raise
         except Exception as error:
-            print(f"refembed: a text could not be computed: {type(error).__name__}: {error}", file=sys.stderr)
+            said = f"a text could not be computed: {type(error).__name__}: {error}"
+            print(f"refembed: {shortened(printable(said))}", file=sys.stderr)
             raise RequestError("compute-failed", f"a text could not be computed: {error}") from error
         finally:
             job.cancel()

@@ -254,7 +254,7 @@ class OpenAI(Dialect):
 
 
 class TextEmbeddingsInference(Dialect):
-    """POST /embed; GET /info."""
+    """POST /embed, also as /; GET /info."""
 
     path = "/embed"
     input = "inputs"
@@ -316,7 +316,7 @@ DIALECTS = (OPENAI, TEI, OLLAMA)
 
 def dialect_of(path: str) -> Dialect:
     """Whose errors a path answers with."""
-    return OLLAMA if path.startswith("/api/") else TEI if path in ("/embed", "/info") else OPENAI
+    return OLLAMA if path.startswith("/api/") else TEI if path in ("/", "/embed", "/info") else OPENAI
 
 
 # ------------------------------------------------------------------------------------------------------ reading a body

@@ -1,6 +1,5 @@
 """What the server did, in Prometheus' text format."""
 
-import resource
 import sys
 import time
 from bisect import bisect_left
@@ -9,7 +8,6 @@ from collections import Counter
 from .batching import Batcher
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # the histogram's bounds
-PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 # name -> type and meaning; what render() takes from the queue, with what it is called there
 OF_QUEUE = {
     "refembed_queue_texts": ("gauge", "texts waiting", "waiting"),
@@ -55,11 +53,10 @@ class Metrics:
             lines.append(f'refembed_request_seconds_count{{path="{path}"}} {total}')
         for name, (kind, help, attribute) in OF_QUEUE.items():
             lines += [*head(name, kind, help), f"{name} {getattr(queue, attribute)}"]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT
         for name, kind, help, value in (
             ("refembed_cut_texts_total", "counter", "texts cut to the context", self.cut),
             ("refembed_active_requests", "gauge", "requests being answered", self.active),
-            ("refembed_peak_memory_bytes", "gauge", "most memory the process held", peak),
+            ("refembed_peak_memory_bytes", "gauge", "most memory the process held", peak_memory()),
             ("refembed_start_time_seconds", "gauge", "when the server started, Unix time", self.started),
         ):
             lines += [*head(name, kind, help), f"{name} {value}"]
@@ -68,3 +65,12 @@ class Metrics:
 
 def head(name: str, kind: str, help: str) -> list[str]:
     return [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
+
+
+def peak_memory() -> int:
+    """In bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -61,11 +61,6 @@ class Running:
         assert answer.status == 200, answer
         return [entry["embedding"] for entry in answer.json["data"]]
 
-    def metric(self, name: str) -> float:
-        """A metric without labels."""
-        (line,) = [line for line in self.ask("/metrics").body.decode().splitlines() if line.startswith(f"{name} ")]
-        return float(line.split()[1])
-
     def wait_until(self, condition: Any, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
         while not condition():

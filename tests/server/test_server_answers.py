@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import openai
 import pytest
@@ -124,6 +125,8 @@ def test_text_embeddings_inference(server, model) -> None:
     assert close(server.ask("/embed", {"inputs": "earth"}).json, model.encode(["earth"], task=None))
     wanted = model.encode(TEXTS, task=None, dimensions=16)
     assert close(server.ask("/embed", {"inputs": TEXTS, "dimensions": 16, "truncate": True}).json, wanted)
+    client = huggingface_hub.InferenceClient(model=server.url)  # asks at /
+    assert close(client.feature_extraction("earth"), model.encode(["earth"], task=None))
     (raw,) = server.ask("/embed", {"inputs": "earth", "normalize": False}).json
     traced = model.encoder.trace(model.prepare(["earth"], task=None)[0])
     assert close(raw, traced["projected"])

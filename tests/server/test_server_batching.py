@@ -1,5 +1,8 @@
-"""The queue, with a model whose batches and faults can be watched."""
+"""The queue, with a model whose batches and faults can be watched; and what a fault becomes behind a path."""
 
+import asyncio
+import copy
+import json
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import refembed
 from refembed.errors import RefembedError
+from refembed.server.app import Limits, Server
 from refembed.server.batching import Batcher
+from refembed.server.dialects import Served
 
 POISON = 13
 
@@ -153,3 +159,55 @@ def test_raw_vectors(model) -> None:
     assert (values(raw), values(usual)) == ([-2], [3])
     assert values(queue.submit([])) == []
     queue.close()
+
+
+# ------------------------------------------------------------------------------------------------------ behind a path
+async def ask(server: Server, path: str, body: Any = None) -> tuple[int, Any]:
+    """One request without a socket: status and JSON."""
+    said: list[Any] = []
+    sent = asyncio.Event()
+
+    async def receive() -> Any:
+        if not sent.is_set():
+            sent.set()
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+        await asyncio.Event().wait()  # the client stays
+        return None
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST" if body else "GET", "path": path, "query_string": b"", "headers": headers}
+    await server(scope, receive, send)
+    return said[0]["status"], json.loads(b"".join(one.get("body", b"") for one in said[1:]))
+
+
+def test_poison_behind_a_path(model: Model, folder: Any, capsys: Any) -> None:
+    """Wrong if a text that the model fails on is answered as another, or a server whose thread is dead calls itself
+    healthy.
+    """
+    real = refembed.load(folder, backend="numpy")
+    poisoned, poison = copy.copy(real), real.prepare(["venus"], task=None)[0]
+
+    def encode(batch: Any, dimensions: int) -> Any:
+        if any(np.array_equal(ids, poison) for ids in batch):
+            raise MemoryError("poison")
+        return real.encode_tokens(batch, dimensions)
+
+    poisoned.encode_tokens = encode  # type: ignore[method-assign]
+    served = Served(poisoned, "twin", frozenset({"twin"}), None, True, 10)
+    server = Server(served, Batcher(poisoned, 512, 100), Limits(10_000, 10, 10.0), None)
+
+    async def all_at_once() -> Any:
+        texts = (["mars", "earth"], ["mars", "venus"], ["earth"])
+        return await asyncio.gather(*(ask(server, "/embed", {"inputs": list(one)}) for one in texts))
+
+    (first, second, third) = asyncio.run(all_at_once())
+    assert (first[0], third[0]) == (200, 200)
+    assert np.allclose([*first[1], *third[1]], real.encode(["mars", "earth", "earth"], task=None), atol=1e-6)
+    assert second == (424, {"error": "a text could not be computed: poison", "error_type": "Backend"})
+    assert "MemoryError: poison" in capsys.readouterr().err
+    assert asyncio.run(ask(server, "/health")) == (200, {"status": "ok"})
+    server.batcher.close()
+    assert asyncio.run(ask(server, "/health")) == (503, {"status": "failed"})
