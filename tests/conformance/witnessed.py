@@ -31,7 +31,7 @@ from hypothesis import Phase, settings
 from witness_mutants import mutants_of, units
 
 ROOT = Path(__file__).parents[2]
-QUIET = ("-q", "-x", "--hypothesis-profile=quick", "-p", "no:cacheprovider", "-W", "ignore")
+QUIET = ("-q", "-s", "--tb=no", "--no-summary", "--hypothesis-profile=quick", "-p", "no:cacheprovider", "-W", "ignore")
 TRIED = 4  # changes of each function, drawn by a digest
 
 
@@ -62,19 +62,34 @@ def changes(module: str, name: str) -> Iterator[tuple[str, CodeType]]:
         yield f"{module}.{name}:returns-nothing:0", (lambda *given, **named: None).__code__
 
 
-def passes(where: str, what: str) -> bool:
+class Tests:
+    """A plugin of pytest, which collects once and runs a test as often as it is asked: in this process, so that it
+    calls the changed function, and without starting pytest anew each time, which takes longer than most tests.
+    """
+
+    def __init__(self, work: Callable[["Tests"], None]) -> None:
+        self.work, self.items, self.failed = work, list[pytest.Item](), False
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = session.items
+        self.work(self)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.failed |= report.failed
+
+    def passes(self, file: str, name: str) -> bool:
+        self.failed = False
+        for item in self.items:
+            if item.nodeid.partition("[")[0] == f"{file}::{name}" and not self.failed:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        return not self.failed
+
+
+def passes(where: str, what: str, tests: Tests) -> bool:
     """Ask a witness: a golden case, or a test."""
     with np.errstate(all="ignore"):
-        return JUDGES[where](what) if where in JUDGES else test_passes(where, what)
-
-
-def test_passes(file: str, name: str) -> bool:
-    """By pytest, in this process, so that the test calls the changed function."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        ended = pytest.main([*QUIET, f"{ROOT / file}::{name}"])
-    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        raise SystemExit(f"{file} {name} did not run: {ended!r}")
-    return ended == pytest.ExitCode.OK
+        return JUDGES[where](what) if where in JUDGES else tests.passes(where, what)
 
 
 def ul2_passes(denoiser: str) -> bool:
@@ -99,16 +114,16 @@ JUDGES: dict[str, Callable[[str], bool]] = {
 }  # fmt: skip
 
 
-def judged(function: str, where: str, what: str) -> dict[str, Any]:
+def judged(function: str, where: str, what: str, tests: Tests) -> dict[str, Any]:
     """What the witness says of a function's changes, and first of the function as it is."""
     module, name = function.split(".", 1)
     whole: FunctionType = vars(importlib.import_module(f"refembed.reference.{module}"))[name]
     right, tried, unseen = whole.__code__, [], []
-    sound = passes(where, what)
+    sound = passes(where, what, tests)
     for id, code in changes(module, name):
         whole.__code__ = code
         tried.append(id)
-        unseen += [id] if passes(where, what) else []
+        unseen += [id] if passes(where, what, tests) else []
         whole.__code__ = right
     return {"function": function, "witness": f"{where} {what}", "sound": sound, "tried": len(tried), "unseen": unseen}
 
@@ -120,10 +135,22 @@ def main() -> None:
     sys.dont_write_bytecode = True
     for names, more in ((witness_mutants.NAMES, gradient_mutants.NAMES), (witness_mutants.WORDS, {})):
         names |= more
-    asked = [one.split("=", 1) for one in sys.argv[1:]]
-    named = [(function, *where.split("::")) for function, where in asked]
-    for one in named or [(function, *witness) for function, witness in held_here().items()]:
-        print(json.dumps(judged(*one)), flush=True)
+    given = [one.split("=", 1) for one in sys.argv[1:]]
+    named = [(function, *where.split("::")) for function, where in given]
+    asked = named or [(function, *witness) for function, witness in held_here().items()]
+    files, out = [f"{ROOT / where}::{what}" for _, where, what in asked if where not in JUDGES], sys.stdout
+
+    def work(tests: Tests) -> None:
+        for one in asked:
+            print(json.dumps(judged(*one, tests)), file=out, flush=True)
+
+    if not files:
+        return work(Tests(work))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ended = pytest.main([*QUIET, *dict.fromkeys(files)], plugins=[Tests(work)])
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise SystemExit(f"{' '.join(files)} did not run: {ended!r}\n{said.getvalue()}")
+    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """mteb's own tasks on local data, through the adapter: they run, and agree with refembed evaluate to the last digit."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,13 +16,16 @@ from refembed.evaluation.tasks import Choice, evaluate
 from refembed.evaluation.vectors import TextEncoder
 from refembed.prompts import prompt_of
 
-mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install mteb")
-from datasets import Dataset, disable_progress_bars  # noqa: E402
-
-from refembed.adapters.mteb_encoder import MtebEncoder  # noqa: E402
-
-disable_progress_bars()
+if find_spec("mteb") is None:
+    pytest.skip("mteb is not installed: pip install mteb", allow_module_level=True)
 ENCODE = {"batch_size": 32, "show_progress_bar": False}
+
+
+def mteb_encoder(model: refembed.Embedder, **options: int) -> Any:
+    """The adapter; mteb is imported where a test needs it, since that takes seconds of every worker."""
+    from refembed.adapters.mteb_encoder import MtebEncoder
+
+    return MtebEncoder(model, **options)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,8 @@ def model() -> refembed.Embedder:
 
 def judge(encoder: Any, name: str, split: Any, subset: str = "default", **attributes: object) -> dict[str, float]:
     """The scores that mteb.evaluate gives one of mteb's own tasks on the data given for its test split."""
+    import mteb
+
     task = mteb.get_task(name)
     task.dataset, task.data_loaded, task.hf_subsets = {subset: split}, True, [subset]
     for attribute, value in attributes.items():
@@ -39,8 +45,11 @@ def judge(encoder: Any, name: str, split: Any, subset: str = "default", **attrib
     return result.scores[next(iter(split))][0]
 
 
-def table(rows: list[Row], **columns: str) -> Dataset:
+def table(rows: list[Row], **columns: str) -> Any:
     """columns: mteb's names by ours."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
     return Dataset.from_dict({theirs: [row[ours] for row in rows] for ours, theirs in columns.items()})
 
 
@@ -72,6 +81,8 @@ def bitext(encoder: Any, folder: Path, lang: str) -> dict[str, float]:
 
 
 def retrieval(encoder: Any, folder: Path, name: str, lang: str = "", collection: str = "") -> dict[str, float]:
+    import mteb
+
     found = next(one for one in open_folder(folder, "test") if one.name.endswith(collection))
     ((_, search),) = found.searches("test", [lang] if lang else [])
     data = {
@@ -106,7 +117,7 @@ CASES = [
 def test_evaluate_is_mteb(model, tmp_path: Path, make, choice: Choice, theirs) -> None:
     """Wrong if prompts, titles, cutting, sampling, ties or scores are not those of mteb's task, run by mteb itself."""
     (ours,) = evaluate(TextEncoder(model), make(tmp_path), choice)
-    scores = theirs(MtebEncoder(model), tmp_path)
+    scores = theirs(mteb_encoder(model), tmp_path)
     assert_same(dict(ours.scores), scores)
     assert 0.02 < next(iter(scores.values())) < 0.98, "a set on which nothing can go wrong shows nothing"
 
@@ -128,18 +139,18 @@ REAL = [
 
 
 @pytest.mark.parametrize(("name", "choice", "theirs"), REAL)
-def test_evaluate_is_mteb_on_real_data(model, data: Path, name: str, choice: Choice, theirs) -> None:
+def test_evaluate_is_mteb_on_real_data(data: Path, name: str, choice: Choice, theirs) -> None:
     """Wrong if real texts (long ones, equal ones, of many languages) are scored otherwise than by mteb's task."""
-    folder = data / "eval" / name
+    model, folder = refembed.load(DEFAULT_MODEL, backend="numba"), data / "eval" / name
     (ours,) = evaluate(TextEncoder(model), folder, choice)
-    assert_same(dict(ours.scores), theirs(MtebEncoder(model), folder))
+    assert_same(dict(ours.scores), theirs(mteb_encoder(model), folder))
 
 
 @pytest.mark.long
 def test_published_sts_benchmark(weights: Path, data: Path) -> None:
     """Wrong if mteb's own task, or refembed evaluate, does not give the real model its published 88.17."""
     model, folder = refembed.load(weights, backend="numba"), data / "eval" / "stsb_multi_mt"
-    theirs = sts(MtebEncoder(model), folder, "en")
+    theirs = sts(mteb_encoder(model), folder, "en")
     (ours,) = evaluate(TextEncoder(model), folder, Choice(languages=["en"]))
     assert_same(dict(ours.scores), theirs)
     assert ours.scores["spearman"] == pytest.approx(88.17, abs=0.15)
@@ -149,9 +160,9 @@ def test_is_an_encoder(model) -> None:
     """Wrong if mteb does not take the adapter for an encoder, or keeps results of two settings under one name."""
     from mteb.models import EncoderProtocol
 
-    encoder = MtebEncoder(model)
+    encoder = mteb_encoder(model)
     assert isinstance(encoder, EncoderProtocol)
-    other = MtebEncoder(model, context=1024)
+    other = mteb_encoder(model, context=1024)
     assert encoder.mteb_model_meta.name == other.mteb_model_meta.name == "refembed/default_model"
     assert encoder.mteb_model_meta.revision != other.mteb_model_meta.revision
 
@@ -160,7 +171,7 @@ def test_similarities(model) -> None:
     """Wrong if mteb's scores of pairs are not cosines."""
     vectors = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    encoder = MtebEncoder(model)
+    encoder = mteb_encoder(model)
     np.testing.assert_allclose(encoder.similarity(vectors, vectors), unit @ unit.T, atol=1e-6)
     np.testing.assert_allclose(
         encoder.similarity_pairwise(vectors, vectors[::-1]), (unit * unit[::-1]).sum(1), atol=1e-6
@@ -169,12 +180,13 @@ def test_similarities(model) -> None:
 
 def test_prompts_are_those_mteb_finds(model, weights: Path) -> None:
     """Wrong if mteb's wrapper for sentence-transformers puts another prompt before some type of task."""
+    import mteb
     from mteb.abstasks.task_metadata import TaskType
     from mteb.models.abs_encoder import get_prompt_name
     from mteb.types import PromptType
 
     own = json.loads((weights / "config_sentence_transformers.json").read_text())["prompts"]
-    encoder = MtebEncoder(model)
+    encoder = mteb_encoder(model)
     checked = 0
     for type in get_args(TaskType):
         for kind in (None, *PromptType):
