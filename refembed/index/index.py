@@ -1,0 +1,548 @@
+"""An index: texts with their vectors in a folder, changed a whole step at a time and searched."""
+
+import hashlib
+import json
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embedder import Embedder, check_texts, levels_up, load, raise_first
+from ..errors import RefembedError
+from ..vectors import (
+    BINARY,
+    INT8,
+    ROWS_AT_ONCE,
+    TINY,
+    Table,
+    best,
+    check_quantize,
+    quantize_vectors,
+    shorten,
+    similarity,
+    unit_rows,
+)
+from .folder import (
+    Graph,
+    State,
+    check_digests,
+    new_file,
+    read_state,
+    stored_file,
+    sweep,
+    write_state,
+    writing,
+)
+from .segment import Part, Segment, open_segment, write_segment
+
+EXACT_ROWS = 100_000  # up to here each row is compared with a query: 26 MB of 256 int8, in ... ms
+IN_CACHE = 1024  # rows made floats at once
+LEAST_SEEN = 100  # rows asked of a graph
+NO_GRAPHS = (
+    "each of {} texts is compared with a query, because the usearch package is not installed; more than "
+    f"{EXACT_ROWS:,} want a graph: pip install 'refembed[index]'"
+)
+SEEN_AGAIN = 4  # how many times k rows of a graph are scored by the vectors kept
+CONTENT = 16  # bytes of a digest: enough that no two texts ever share one
+
+
+class Hit(NamedTuple):
+    """A text found, and its cosine with the query."""
+
+    score: float
+    id: str
+    text: str
+    title: str | None
+
+
+class Changed(NamedTuple):
+    """What update() did: texts put in or replaced, texts embedded, rows removed, and why it is not kept."""
+
+    put: int
+    embedded: int
+    removed: int
+    not_kept: str | None = None
+
+
+def open_index(
+    folder: str | Path, model: Embedder | None = None, quantize: str | None = None, **options: Any
+) -> "Index":
+    """Open the index in a folder, or begin one: the folder is made by the first change.
+
+    model      the model of its texts; where not given, the one that the index was begun with is loaded when needed
+    quantize   how a new index keeps its vectors: None, "int8", or "binary" (with int8 beside the bits, to rescore by)
+    options    of refembed.load, for the model that is not given
+
+    Raises RefembedError where there is none and no model is given, it is of another model or form, or is damaged.
+    """
+    folder = Path(folder)
+    state = read_state(folder)
+    if state is None:
+        if model is None:
+            raise RefembedError("index-missing", f"{folder} holds no index; make one: refembed index add {folder} FILE")
+        return Index(folder, model, empty(model, quantize))
+    if model:
+        check_model(folder, state, model)
+    if quantize not in (None, state.quantize):
+        raise RefembedError(
+            "option-quantize", f"{folder} keeps {state.quantize or 'float32'} vectors, not {quantize}; leave it out"
+        )
+    return Index(folder, model, state, options)
+
+
+def check_model(folder: Path, state: State, model: Embedder) -> None:
+    name, digest, stamp = state.model
+    if stamp != model.checkpoint.stamp and digest != model.checkpoint.digest:
+        raise RefembedError(
+            "index-model",
+            f"{folder} was made with {name} (digest {digest[:12]}), not with {model.name} "
+            f"({model.checkpoint.digest[:12]}); name that model, or another folder",
+        )
+
+
+def open_renewed(folder: Path, model: Embedder, quantize: str | None) -> "Index":
+    """The same, begun anew where what is there is of another model, backend, precision or form, or damaged."""
+    try:
+        index = open_index(folder, model, quantize)
+        if (index.state.by, index.state.quantize) == (computed_by(model), quantize):
+            return index
+    except RefembedError:
+        pass
+    return Index(folder, model, empty(model, quantize), anew=True)
+
+
+def empty(model: Embedder, quantize: str | None) -> State:
+    check_quantize(quantize, model.config.dimensions)
+    return State(0, described(model), computed_by(model), model.config.dimensions, quantize)
+
+
+def described(model: Embedder) -> tuple[str, str, str]:
+    local = Path(model.name).exists()
+    return str(Path(model.name).resolve()) if local else model.name, model.checkpoint.digest, model.checkpoint.stamp
+
+
+def computed_by(model: Embedder) -> str:
+    """Backend and precision, which a vector's last digits depend on."""
+    return f"{model.backend.name} {model.encoder.precision}"
+
+
+def graphs() -> ModuleType | None:
+    """The adapter that makes and searches graphs, where its library is installed."""
+    try:
+        from importlib import import_module
+
+        return import_module("refembed.adapters.usearch")
+    except ImportError:
+        return None
+
+
+class Index:
+    """An index as it was when it was opened, or last changed here; refresh() looks again. Made by open_index."""
+
+    def __init__(
+        self, folder: Path, model: Embedder | None, state: State, options: Any = None, anew: bool = False
+    ) -> None:
+        self.folder, self.options, self.anew, self.said = folder, options or {}, anew, False
+        if model:
+            self.model = model
+        self.set(state)
+
+    @cached_property
+    def model(self) -> Embedder:
+        """The model of its texts."""
+        name = self.state.model[0]
+        model = load(None if name == "default" else name, **self.options)
+        check_model(self.folder, self.state, model)
+        return model
+
+    def set(self, state: State) -> None:
+        self.state = state
+        self.starts = list(accumulate((len(one.keys) for one in state.segments), initial=0))
+        self.keys = np.concatenate([one.keys for one in state.segments] or [np.empty(0, np.int64)])  # (rows,)
+        self.alive = ~np.isin(self.keys, np.fromiter(state.removed, np.int64))  # (rows,)
+        self.places: tuple[dict[str, int], dict[bytes, int]] | None = None
+        self.found: Any = None  # the graph, opened when it is needed
+
+    def refresh(self) -> None:
+        """See what others have changed since."""
+        none = replace(self.state, generation=0, segments=(), removed=frozenset(), graph=None)
+        state = read_state(self.folder) or none
+        if state.model[1] != self.state.model[1]:
+            raise RefembedError("index-model", f"{self.folder} was made anew with {state.model[0]}; open it again")
+        if (state.generation, state.files) != (self.state.generation, self.state.files):
+            self.set(state)
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return int(self.alive.sum())
+
+    def __iter__(self) -> Iterator[tuple[str, str, str | None]]:
+        """Id, text and title of each text, in the order they came."""
+        return (self.row(place) for place in np.flatnonzero(self.alive).tolist())
+
+    # --------------------------------------------------------------------------------------------------------- changes
+    def add(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        titles: Sequence[str | None] | None = None,
+        show_progress: bool = False,
+    ) -> Changed:
+        """Put texts in, each in the place of what has its id; those embedded before are not embedded again.
+
+        Raises RefembedError where a text cannot be embedded, or another process is changing the index; then nothing is
+        changed.
+        """
+        texts = check_texts(texts)
+        batch = raise_first(self.model.prepare(texts, titles=titles))
+        rows = list(zip(ids, texts, titles or [None] * len(texts), strict=False))
+        if len(ids) != len(texts) or not all(isinstance(id, str) for id in ids):
+            raise RefembedError("index-ids", f"{len(ids)} ids for {len(texts)} texts; one text each is needed")
+        return self.update(rows, batch, show_progress=show_progress)
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Take texts out; how many there were of these ids."""
+        return self.update([], [], remove=ids).removed
+
+    def compact(self) -> None:
+        """Write all rows as one file, without those removed, and the graph anew."""
+        self.update([], [], compact=True)
+
+    def check(self) -> None:
+        """Read every file, and raise RefembedError where a byte of one has changed."""
+        check_digests(self.folder, self.state)
+
+    def update(
+        self,
+        rows: Sequence[tuple[str, str, str | None]],
+        batch: Sequence[NDArray[Any]],
+        remove: Sequence[str] = (),
+        compact: bool = False,
+        must_keep: bool = True,
+        show_progress: bool = False,
+    ) -> Changed:
+        """One change as a whole: rows (id, text, title) put in, ids removed.
+
+        batch       (rows) id arrays: what Embedder.prepare made of them
+        must_keep   False: what cannot be written is searched all the same, until this process ends
+        """
+        not_kept = None
+        with ExitStack() as held:
+            try:
+                held.enter_context(writing(self.folder))
+                if not self.anew:
+                    self.refresh()
+                    sweep(self.folder, self.state)
+            except RefembedError as error:
+                if must_keep:
+                    raise
+                not_kept = str(error)
+            given = {row[0]: (row, tokens) for row, tokens in zip(rows, batch, strict=True)}
+            state, changed = self.changed(given, remove, show_progress)
+            if (state is not self.state or compact or self.anew) and not not_kept:
+                try:
+                    state = self.written(state, compact)
+                    self.anew = False
+                except RefembedError as error:
+                    if must_keep:
+                        raise
+                    not_kept = str(error)
+            if state is not self.state:
+                self.set(state)
+        return changed._replace(not_kept=not_kept)
+
+    def changed(
+        self, given: dict[str, tuple[tuple[str, str, str | None], NDArray[Any]]], remove: Sequence[str], show: bool
+    ) -> tuple[State, Changed]:
+        """The state after a change, its new rows in memory."""
+        ids, contents = self.known()
+        gone = {ids[id] for id in {*remove} - {*given} if id in ids}
+        removed, fresh = len(gone), []
+        for id, (row, tokens) in given.items():
+            content = hashlib.sha256(np.asarray(tokens, "<i8").tobytes()).digest()[:CONTENT]
+            text, old = json.dumps(row, ensure_ascii=False).encode(), ids.get(id)
+            if old is not None:
+                segment, place = self.at(old)
+                if segment.json(place) == text and segment.contents[place].tobytes() == content:
+                    continue
+                gone.add(old)
+            fresh.append((text, content, tokens))
+        if not fresh and not gone:
+            return self.state, Changed(0, 0, 0)
+        segments, embedded = self.state.segments, 0
+        if fresh:
+            segment, embedded = self.segment_of(fresh, contents, show)
+            segments = (*segments, segment)
+        state = replace(
+            self.state,
+            segments=segments,
+            removed=self.state.removed | {int(self.keys[place]) for place in gone},
+            next_key=self.state.next_key + len(fresh),
+        )
+        return state, Changed(len(fresh), embedded, removed)
+
+    def segment_of(
+        self, fresh: list[tuple[bytes, bytes, NDArray[Any]]], contents: dict[bytes, int], show: bool
+    ) -> tuple[Segment, int]:
+        """New rows as a segment in memory, and how many had to be embedded: no content is twice."""
+        new = {content: tokens for _, content, tokens in fresh if content not in contents}
+        quantize, size, count = self.state.quantize, self.state.dimensions, len(fresh)
+        vectors = self.model.encode_tokens(list(new.values()), size, show)
+        tables: dict[str, Any] = {"bits": None, "vectors": quantize_vectors(vectors, INT8 if quantize else None)}
+        if quantize == BINARY:
+            tables["bits"] = quantize_vectors(vectors, BINARY)
+        order = {content: place for place, content in enumerate(new)}
+        made = np.array([order.get(content, -1) for _, content, _ in fresh], np.int64)
+        kept = np.array([contents.get(content, -1) for _, content, _ in fresh], np.int64)
+        for name, table in tables.items():
+            if table is None:
+                continue
+            rows = np.empty((count, table.shape[1]), table.dtype)
+            rows[made >= 0] = table[made[made >= 0]]
+            rows[kept >= 0] = self.gather(name, kept[kept >= 0])
+            tables[name] = rows
+        texts = [text for text, _, _ in fresh]
+        segment = Segment(
+            keys=np.arange(count, dtype=np.int64) + self.state.next_key,
+            ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
+            contents=np.frombuffer(b"".join(content for _, content, _ in fresh), np.uint8).reshape(count, CONTENT),
+            rows=np.frombuffer(b"".join(texts), np.uint8),
+            **tables,
+        )
+        return segment, len(new)
+
+    def written(self, state: State, compact: bool) -> State:
+        """Write a change, and return the state as it is now on the disk. On an error nothing is changed."""
+        segments: list[Segment] = []
+        removed: set[int] = set()
+        for group in groups(state, compact):
+            one, places = group[0]
+            if len(group) == 1 and one.stored and len(places) * 2 >= len(one.keys) and not compact:  # as it is
+                segments.append(one)
+                removed.update(state.removed.intersection(one.keys.tolist()))
+            elif sum(len(places) for _, places in group):
+                with new_file(self.folder, "segment") as file:
+                    write_segment(file, group)
+                segments.append(open_segment(self.folder, stored_file(file)))
+        state = replace(
+            state,
+            generation=state.generation + 1,
+            model=described(self.model) if "model" in vars(self) else state.model,
+            segments=tuple(segments),
+            removed=frozenset(removed),
+        )
+        state = replace(state, graph=self.graph_of(state, compact))
+        write_state(self.folder, state)
+        return state
+
+    def graph_of(self, state: State, anew: bool) -> Graph | None:
+        """The graph for a state: the one there is while it leaves out no more rows than are compared one by one."""
+        parts = [(segment, living(segment, state.removed)) for segment in state.segments]
+        count, old = sum(len(places) for _, places in parts), state.graph
+        if count <= EXACT_ROWS or state.quantize == BINARY:
+            return None
+        inside = sum(int((one.keys[places] < old.until).sum()) for one, places in parts) if old else 0
+        if old and (anew or inside * 2 < old.rows):  # it is mostly of rows removed
+            old, inside = None, 0
+        if old and count - inside <= EXACT_ROWS:
+            return old
+        adapter = graphs()
+        if adapter is None:
+            warnings.warn(NO_GRAPHS.format(count), stacklevel=levels_up())
+            return old
+        until = old.until if old else 0
+        with new_file(self.folder, "graph") as file:
+            new = (one for segment, places in parts for one in levels(segment, places[segment.keys[places] >= until]))
+            adapter.extend(old and self.folder / old.stored.file, file, state.dimensions, new)
+        rows = count - inside + (old.rows if old else 0)
+        return Graph(stored_file(file), state.next_key, rows)
+
+    # --------------------------------------------------------------------------------------------------- what is there
+    def known(self) -> tuple[dict[str, int], dict[bytes, int]]:
+        """The place of each id, and of a row of each content."""
+        if self.places is None:
+            ids, contents = {}, {}
+            for place in np.flatnonzero(self.alive).tolist():
+                segment, row = self.at(place)
+                ids[segment.row(row)[0]] = place
+                contents[segment.contents[row].tobytes()] = place
+            self.places = ids, contents
+        return self.places
+
+    def at(self, place: int) -> tuple[Segment, int]:
+        """A row's segment, and its place there."""
+        number = bisect_right(self.starts, place) - 1
+        return self.state.segments[number], place - self.starts[number]
+
+    def row(self, place: int) -> tuple[str, str, str | None]:
+        segment, row = self.at(place)
+        return segment.row(row)
+
+    def gather(self, column: str, places: NDArray[np.int64]) -> Table:
+        """Some rows of "vectors" or "bits", in the order of their places: (places, ...)."""
+        parts = [self.at(place) for place in places.tolist()]
+        if not parts:
+            return np.empty((0, self.state.dimensions // (8 if column == "bits" else 1)), np.uint8)
+        return np.stack([getattr(segment, column)[row] for segment, row in parts])
+
+    # ---------------------------------------------------------------------------------------------------------- search
+    def search(self, query: str | Table, k: int = 10, dimensions: int | None = None, rescore: int = 4) -> list[Hit]:
+        """The k texts nearest to a query, best first, those that came earlier first among equals.
+
+        query        a text, or its embedding (d,), floats
+        dimensions   compare the first numbers only (MAT-4, MAT-7); the graph is then of no use
+        rescore      of a binary index: k * rescore rows are found by bits, then scored by int8 (MAT-9); 0: by bits
+
+        Every row is compared where there are up to EXACT_ROWS, or bits; else a graph names rows to score.
+        """
+        size = self.state.dimensions if dimensions is None else self.model.check_dimensions(dimensions)
+        check_quantize(self.state.quantize, size)
+        if isinstance(query, str):
+            query = self.model.encode_query(query, dimensions=size)
+        asked = check_query(query, k, rescore, size)
+        graph = self.graph(size)
+        places = self.from_scan(asked, k, rescore, self.state.graph.until if graph and self.state.graph else 0)
+        if graph:
+            places = np.union1d(self.from_graph(graph, asked, k), places)
+        column = "bits" if self.state.quantize == BINARY and not rescore else "vectors"
+        finer = shorten(self.gather(column, places), size) if len(places) else np.empty((0, size), np.float32)
+        if column == "bits":
+            asked = quantize_vectors(asked, BINARY)
+        scores = similarity(asked, finer)[0]
+        return [Hit(float(scores[one]), *self.row(int(places[one]))) for one in best(scores, k)]
+
+    def graph(self, size: int) -> Any:
+        """The graph, opened, where one can name the rows near a query of this size; None where all are compared."""
+        graph, adapter = self.state.graph, graphs()
+        if adapter is None and len(self) > EXACT_ROWS and self.state.quantize != BINARY and not self.said:
+            self.said = True
+            warnings.warn(NO_GRAPHS.format(len(self)), stacklevel=levels_up())
+        if graph is None or adapter is None or size != self.state.dimensions:
+            return None
+        if self.found is None:
+            file = self.folder / graph.stored.file
+            try:
+                self.found = adapter.opened(file, size)
+            except RefembedError:
+                if file.exists():
+                    raise
+                return None  # a writer has removed it since: every row is compared, as they were
+        return self.found
+
+    def from_graph(self, graph: Any, asked: Table, k: int) -> NDArray[np.int64]:
+        """Places of the nearest rows that a graph holds: at least SEEN_AGAIN * k where it has so many."""
+        adapter, about = graphs(), self.state.graph
+        assert adapter is not None
+        assert about is not None
+        wanted = min(SEEN_AGAIN * k, int((self.alive & (self.keys < about.until)).sum()))
+        count, level = min(max(wanted, LEAST_SEEN), about.rows), quantize_vectors(asked, INT8)
+        while True:
+            keys = np.sort(adapter.search(graph, level, count))
+            places = np.searchsorted(self.keys, keys)
+            there = places < len(self.keys)
+            places = places[there][self.keys[places[there]] == keys[there]]
+            places = places[self.alive[places]]
+            if len(places) >= wanted or count >= about.rows:  # rows removed since take places from others
+                return places
+            count = min(4 * count, about.rows)
+
+    def from_scan(self, asked: Table, k: int, rescore: int, since: int) -> NDArray[np.int64]:
+        """Of the rows compared one by one, the places of all that scoring in float64 could put first."""
+        binary = self.state.quantize == BINARY
+        coarse = np.full(len(self.keys), -np.inf, np.float32)
+        for start, segment in zip(self.starts, self.state.segments, strict=False):
+            first = int(np.searchsorted(segment.keys, since))
+            table: Any = segment.bits if binary else segment.vectors
+            found = (equal_bits if binary else cosines)(asked, table[first:])
+            coarse[start + first : start + first + len(found)] = found
+        coarse[~self.alive] = -np.inf
+        if binary:
+            return best(coarse, k * max(rescore, 1))
+        kth = best(coarse, k)
+        if len(kth) < k:
+            return kth
+        margin = 4 * len(asked) * np.finfo(np.float32).eps  # what float32 sums of unit vectors may be off, twice
+        return np.flatnonzero(coarse >= coarse[kth[-1]] - margin)
+
+
+def groups(state: State, compact: bool) -> list[list[Part]]:
+    """Which neighbours become one segment: all; or each that has not twice as many rows as those after it together.
+
+    So there are few segments, and a row is written about as often as the number of rows can be halved.
+    """
+    found: list[list[Part]] = []
+    following = 0  # rows of the last group
+    for segment in reversed(state.segments):
+        part = segment, living(segment, state.removed)
+        if found and (compact or len(part[1]) < 2 * following):
+            found[-1].insert(0, part)
+            following += len(part[1])
+        else:
+            found.append([part])
+            following = len(part[1])
+    return found[::-1]
+
+
+def living(segment: Segment, removed: frozenset[int]) -> NDArray[np.int64]:
+    """Places of the rows of a segment that are not removed."""
+    return np.flatnonzero(~np.isin(segment.keys, np.fromiter(removed, np.int64)))
+
+
+def levels(segment: Segment, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Table]]:
+    """Keys and int8 vectors of some rows, some thousand at a time."""
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        some = places[start : start + ROWS_AT_ONCE]
+        vectors = segment.vectors[some]
+        yield segment.keys[some], vectors if vectors.dtype == np.int8 else quantize_vectors(vectors, INT8)
+
+
+def check_query(query: Any, k: int, rescore: int, size: int) -> NDArray[np.float32]:
+    """A query's direction (d,), of unit length."""
+    if not all(isinstance(one, int | np.integer) for one in (k, rescore)) or k < 1 or rescore < 0:
+        raise RefembedError("option-k", f"k is {k!r} and rescore {rescore!r}; whole numbers, at least 1 and 0, needed")
+    asked = np.asarray(query)
+    if asked.shape != (size,) or asked.dtype.kind != "f" or not np.isfinite(asked).all():
+        raise RefembedError(
+            "vectors-invalid", f"the query is {asked.dtype} {asked.shape}; {size} finite floats, or a text, needed"
+        )
+    return unit_rows(asked[None])[0].astype(np.float32)
+
+
+def cosines(asked: NDArray[np.float32], table: Table) -> NDArray[np.float32]:
+    """The cosine of a query with each row, in float32: (rows,).
+
+    asked   (n,) of unit length
+    table   (rows, d) float32 of unit length, or int8; its first n numbers count
+    """
+    size = len(asked)
+    if table.dtype == np.float32 and size == table.shape[1]:
+        found: NDArray[np.float32] = table @ asked
+        return found
+    scores = np.empty(len(table), np.float32)
+    for start in range(0, len(table), IN_CACHE):
+        rows = table[start : start + IN_CACHE, :size].astype(np.float32)
+        lengths = np.sqrt(np.einsum("rd,rd->r", rows, rows))
+        scores[start : start + IN_CACHE] = rows @ asked / np.maximum(lengths, TINY)
+    return scores
+
+
+def equal_bits(asked: NDArray[np.float32], table: Any) -> NDArray[np.float32]:
+    """The cosine of a query's bits with each row's (MAT-8), eight bytes at once: (rows,)."""
+    bits = quantize_vectors(asked, BINARY)
+    rows = table[:, : len(bits)]
+    if len(bits) % 8 == 0 and rows.flags.c_contiguous:
+        bits, rows = bits.view(np.uint64), rows.view(np.uint64)
+    different = np.empty(len(rows), np.int32)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        different[some] = np.bitwise_count(rows[some] ^ bits).sum(axis=1, dtype=np.int32)
+    return 1 - different.astype(np.float32) / (len(asked) / 2)
