@@ -8,10 +8,10 @@
   refembed index show answers --check
   refembed index compact answers
 
-add: each text is put in under its id, in the place of what has that id. An id is the value of --id-field, else FILE:LINE,
-and then lines that a FILE no longer has are removed. A text embedded before, under any id, is not embedded again. The
-first add settles --model and --quantize, which later commands then know. remove: an ID, or a FILE for all its lines.
-compact: one file in the place of several, without what was removed.
+add: each text is put in under its id, in the place of what has that id. An id is the value of --id-field, else
+FILE:LINE, and then lines that a FILE no longer has are removed. A text embedded before is not embedded again. The first
+add settles --model and --quantize, which later commands then know. remove: an ID, or a FILE for all its lines. compact:
+one file in the place of several, without what was removed.
 
 One process changes an index at a time, while others may search it. A change is whole or not there, wherever it is
 killed; add keeps every 8,192 texts, and goes on from there. Above 100,000 texts a graph of the usearch package names

@@ -146,13 +146,15 @@ def parse(folder: Path, text: bytes) -> State:
             raise
         raise damaged(manifest, f"it is no manifest of an index ({type(error).__name__}: {error})") from error
     for one in stored:
-        check_size(folder, one)
-    if found:
-        try:
-            check_size(folder, found.stored)
-        except RefembedError as error:  # nothing is lost with it
-            warnings.warn(f"{error.reason}; until the next change every text is compared", stacklevel=levels_up())
-            state = replace(state, graph=None)
+        if wrong := fault(folder, one):
+            raise damaged(folder / one.file, wrong)
+    if found and (wrong := fault(folder, found.stored)):  # nothing is lost with it
+        warnings.warn(
+            f"{folder / found.stored.file}: {wrong}; every text is compared until 'refembed index compact {folder}' "
+            f"makes it anew",
+            stacklevel=levels_up(),
+        )
+        state = replace(state, graph=None)
     segments = tuple(open_segment(folder, one) for one in stored)
     kind = "float32" if state.quantize is None else "int8"
     for segment in segments:
@@ -165,15 +167,15 @@ def parse(folder: Path, text: bytes) -> State:
     return replace(state, segments=segments)
 
 
-def check_size(folder: Path, stored: Stored) -> None:
+def fault(folder: Path, stored: Stored) -> str | None:
+    """What is wrong with a file, as far as its size tells."""
     if Path(stored.file).name != stored.file:
-        raise damaged(folder / MANIFEST, f"it names {stored.file!r}, which is no file of the folder")
+        return "no file of the folder, which the manifest names"
     try:
         size = (folder / stored.file).stat().st_size
     except OSError as error:
-        raise damaged(folder / stored.file, str(error.strerror or error)) from error
-    if size != stored.bytes:
-        raise damaged(folder / stored.file, f"it has {size} bytes, {stored.bytes} needed")
+        return str(error.strerror or error)
+    return None if size == stored.bytes else f"it has {size} bytes, {stored.bytes} needed"
 
 
 def check_digests(folder: Path, state: State) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..embedder import Embedder, check_texts, levels_up, load, raise_first
+from ..embedder import DEFAULT_MODEL, Embedder, check_texts, levels_up, load, raise_first
 from ..errors import RefembedError
 from ..vectors import (
     BINARY,
     INT8,
-    ROWS_AT_ONCE,
-    TINY,
     Table,
     best,
     check_quantize,
     quantize_vectors,
     shorten,
     similarity,
-    unit_rows,
 )
 from .folder import (
     Graph,
@@ -42,10 +40,10 @@ from .folder import (
     write_state,
     writing,
 )
-from .segment import Part, Segment, open_segment, write_segment
+from .scan import check_query, cosines, equal_bits
+from .segment import Segment, groups, levels, living, open_segment, write_segment
 
 EXACT_ROWS = 100_000  # up to here each row is compared with a query: 26 MB of 256 int8, in ... ms
-IN_CACHE = 1024  # rows made floats at once
 LEAST_SEEN = 100  # rows asked of a graph
 NO_GRAPHS = (
     "each of {} texts is compared with a query, because the usearch package is not installed; more than "
@@ -126,8 +124,9 @@ def empty(model: Embedder, quantize: str | None) -> State:
 
 
 def described(model: Embedder) -> tuple[str, str, str]:
-    local = Path(model.name).exists()
-    return str(Path(model.name).resolve()) if local else model.name, model.checkpoint.digest, model.checkpoint.stamp
+    """What a manifest says of a model: the name to load it by, its digest and its stamp."""
+    local = model.checkpoint.folder != DEFAULT_MODEL and os.path.exists(model.name)
+    return os.path.abspath(model.name) if local else model.name, model.checkpoint.digest, model.checkpoint.stamp
 
 
 def computed_by(model: Embedder) -> str:
@@ -154,7 +153,7 @@ class Index:
         self.folder, self.options, self.anew, self.said = folder, options or {}, anew, False
         if model:
             self.model = model
-        self.set(state)
+        self.take(state)
 
     @cached_property
     def model(self) -> Embedder:
@@ -164,12 +163,12 @@ class Index:
         check_model(self.folder, self.state, model)
         return model
 
-    def set(self, state: State) -> None:
+    def take(self, state: State) -> None:
+        self.maps: tuple[dict[str, int], dict[bytes, int]] | None = None
         self.state = state
         self.starts = list(accumulate((len(one.keys) for one in state.segments), initial=0))
         self.keys = np.concatenate([one.keys for one in state.segments] or [np.empty(0, np.int64)])  # (rows,)
         self.alive = ~np.isin(self.keys, np.fromiter(state.removed, np.int64))  # (rows,)
-        self.places: tuple[dict[str, int], dict[bytes, int]] | None = None
         self.found: Any = None  # the graph, opened when it is needed
 
     def refresh(self) -> None:
@@ -179,7 +178,7 @@ class Index:
         if state.model[1] != self.state.model[1]:
             raise RefembedError("index-model", f"{self.folder} was made anew with {state.model[0]}; open it again")
         if (state.generation, state.files) != (self.state.generation, self.state.files):
-            self.set(state)
+            self.take(state)
 
     def __len__(self) -> int:
         """How many texts there are."""
@@ -247,7 +246,7 @@ class Index:
                     raise
                 not_kept = str(error)
             given = {row[0]: (row, tokens) for row, tokens in zip(rows, batch, strict=True)}
-            state, changed = self.changed(given, remove, show_progress)
+            state, changed, put = self.changed(given, remove, show_progress)
             if (state is not self.state or compact or self.anew) and not not_kept:
                 try:
                     state = self.written(state, compact)
@@ -257,43 +256,50 @@ class Index:
                         raise
                     not_kept = str(error)
             if state is not self.state:
-                self.set(state)
+                ids, contents = self.known()
+                for id in {*remove} - {*given}:
+                    ids.pop(id, None)
+                ids |= {id: key for id, (key, _) in put.items()}
+                contents |= {content: key for key, content in put.values()}
+                self.take(state)
+                self.maps = ids, contents
         return changed._replace(not_kept=not_kept)
 
     def changed(
         self, given: dict[str, tuple[tuple[str, str, str | None], NDArray[Any]]], remove: Sequence[str], show: bool
-    ) -> tuple[State, Changed]:
-        """The state after a change, its new rows in memory."""
-        ids, contents = self.known()
+    ) -> tuple[State, Changed, dict[str, tuple[int, bytes]]]:
+        """The state after a change, its new rows in memory, and the new rows' keys and contents by id."""
+        ids, _ = self.known()
         gone = {ids[id] for id in {*remove} - {*given} if id in ids}
-        removed, fresh = len(gone), []
+        removed, put = len(gone), {}
+        fresh: list[tuple[bytes, bytes, NDArray[Any]]] = []
         for id, (row, tokens) in given.items():
             content = hashlib.sha256(np.asarray(tokens, "<i8").tobytes()).digest()[:CONTENT]
-            text, old = json.dumps(row, ensure_ascii=False).encode(), ids.get(id)
+            text, old = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"), ids.get(id)
             if old is not None:
-                segment, place = self.at(old)
+                segment, place = self.at(int(np.searchsorted(self.keys, old)))
                 if segment.json(place) == text and segment.contents[place].tobytes() == content:
                     continue
                 gone.add(old)
+            put[id] = self.state.next_key + len(fresh), content
             fresh.append((text, content, tokens))
         if not fresh and not gone:
-            return self.state, Changed(0, 0, 0)
+            return self.state, Changed(0, 0, 0), {}
         segments, embedded = self.state.segments, 0
         if fresh:
-            segment, embedded = self.segment_of(fresh, contents, show)
+            segment, embedded = self.segment_of(fresh, show)
             segments = (*segments, segment)
         state = replace(
             self.state,
             segments=segments,
-            removed=self.state.removed | {int(self.keys[place]) for place in gone},
+            removed=self.state.removed | gone,
             next_key=self.state.next_key + len(fresh),
         )
-        return state, Changed(len(fresh), embedded, removed)
+        return state, Changed(len(fresh), embedded, removed), put
 
-    def segment_of(
-        self, fresh: list[tuple[bytes, bytes, NDArray[Any]]], contents: dict[bytes, int], show: bool
-    ) -> tuple[Segment, int]:
+    def segment_of(self, fresh: list[tuple[bytes, bytes, NDArray[Any]]], show: bool) -> tuple[Segment, int]:
         """New rows as a segment in memory, and how many had to be embedded: no content is twice."""
+        contents = self.places_of({content for _, content, _ in fresh})
         new = {content: tokens for _, content, tokens in fresh if content not in contents}
         quantize, size, count = self.state.quantize, self.state.dimensions, len(fresh)
         vectors = self.model.encode_tokens(list(new.values()), size, show)
@@ -324,7 +330,7 @@ class Index:
         """Write a change, and return the state as it is now on the disk. On an error nothing is changed."""
         segments: list[Segment] = []
         removed: set[int] = set()
-        for group in groups(state, compact):
+        for group in groups(state.segments, state.removed, compact):
             one, places = group[0]
             if len(group) == 1 and one.stored and len(places) * 2 >= len(one.keys) and not compact:  # as it is
                 segments.append(one)
@@ -368,15 +374,23 @@ class Index:
 
     # --------------------------------------------------------------------------------------------------- what is there
     def known(self) -> tuple[dict[str, int], dict[bytes, int]]:
-        """The place of each id, and of a row of each content."""
-        if self.places is None:
+        """The key of each id, and of a row of each content."""
+        if self.maps is None:
             ids, contents = {}, {}
-            for place in np.flatnonzero(self.alive).tolist():
-                segment, row = self.at(place)
-                ids[segment.row(row)[0]] = place
-                contents[segment.contents[row].tobytes()] = place
-            self.places = ids, contents
-        return self.places
+            for segment in self.state.segments:
+                for place in living(segment, self.state.removed).tolist():
+                    key = int(segment.keys[place])
+                    ids[segment.row(place)[0]] = contents[segment.contents[place].tobytes()] = key
+            self.maps = ids, contents
+        return self.maps
+
+    def places_of(self, contents: set[bytes]) -> dict[bytes, int]:
+        """The places of rows of these contents, where there are any."""
+        known = self.known()[1]
+        there = {content: known[content] for content in contents if content in known}
+        places = np.searchsorted(self.keys, np.fromiter(there.values(), np.int64, len(there))).tolist()
+        found = dict(zip(there, places, strict=True))
+        return {one: at for one, at in found.items() if at < len(self.keys) and self.keys[at] == there[one]}
 
     def at(self, place: int) -> tuple[Segment, int]:
         """A row's segment, and its place there."""
@@ -472,77 +486,3 @@ class Index:
             return kth
         margin = 4 * len(asked) * np.finfo(np.float32).eps  # what float32 sums of unit vectors may be off, twice
         return np.flatnonzero(coarse >= coarse[kth[-1]] - margin)
-
-
-def groups(state: State, compact: bool) -> list[list[Part]]:
-    """Which neighbours become one segment: all; or each that has not twice as many rows as those after it together.
-
-    So there are few segments, and a row is written about as often as the number of rows can be halved.
-    """
-    found: list[list[Part]] = []
-    following = 0  # rows of the last group
-    for segment in reversed(state.segments):
-        part = segment, living(segment, state.removed)
-        if found and (compact or len(part[1]) < 2 * following):
-            found[-1].insert(0, part)
-            following += len(part[1])
-        else:
-            found.append([part])
-            following = len(part[1])
-    return found[::-1]
-
-
-def living(segment: Segment, removed: frozenset[int]) -> NDArray[np.int64]:
-    """Places of the rows of a segment that are not removed."""
-    return np.flatnonzero(~np.isin(segment.keys, np.fromiter(removed, np.int64)))
-
-
-def levels(segment: Segment, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Table]]:
-    """Keys and int8 vectors of some rows, some thousand at a time."""
-    for start in range(0, len(places), ROWS_AT_ONCE):
-        some = places[start : start + ROWS_AT_ONCE]
-        vectors = segment.vectors[some]
-        yield segment.keys[some], vectors if vectors.dtype == np.int8 else quantize_vectors(vectors, INT8)
-
-
-def check_query(query: Any, k: int, rescore: int, size: int) -> NDArray[np.float32]:
-    """A query's direction (d,), of unit length."""
-    if not all(isinstance(one, int | np.integer) for one in (k, rescore)) or k < 1 or rescore < 0:
-        raise RefembedError("option-k", f"k is {k!r} and rescore {rescore!r}; whole numbers, at least 1 and 0, needed")
-    asked = np.asarray(query)
-    if asked.shape != (size,) or asked.dtype.kind != "f" or not np.isfinite(asked).all():
-        raise RefembedError(
-            "vectors-invalid", f"the query is {asked.dtype} {asked.shape}; {size} finite floats, or a text, needed"
-        )
-    return unit_rows(asked[None])[0].astype(np.float32)
-
-
-def cosines(asked: NDArray[np.float32], table: Table) -> NDArray[np.float32]:
-    """The cosine of a query with each row, in float32: (rows,).
-
-    asked   (n,) of unit length
-    table   (rows, d) float32 of unit length, or int8; its first n numbers count
-    """
-    size = len(asked)
-    if table.dtype == np.float32 and size == table.shape[1]:
-        found: NDArray[np.float32] = table @ asked
-        return found
-    scores = np.empty(len(table), np.float32)
-    for start in range(0, len(table), IN_CACHE):
-        rows = table[start : start + IN_CACHE, :size].astype(np.float32)
-        lengths = np.sqrt(np.einsum("rd,rd->r", rows, rows))
-        scores[start : start + IN_CACHE] = rows @ asked / np.maximum(lengths, TINY)
-    return scores
-
-
-def equal_bits(asked: NDArray[np.float32], table: Any) -> NDArray[np.float32]:
-    """The cosine of a query's bits with each row's (MAT-8), eight bytes at once: (rows,)."""
-    bits = quantize_vectors(asked, BINARY)
-    rows = table[:, : len(bits)]
-    if len(bits) % 8 == 0 and rows.flags.c_contiguous:
-        bits, rows = bits.view(np.uint64), rows.view(np.uint64)
-    different = np.empty(len(rows), np.int32)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = slice(start, start + ROWS_AT_ONCE)
-        different[some] = np.bitwise_count(rows[some] ^ bits).sum(axis=1, dtype=np.int32)
-    return 1 - different.astype(np.float32) / (len(asked) / 2)

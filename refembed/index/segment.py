@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import RefembedError
 from ..stored import map_file
-from ..vectors import ROWS_AT_ONCE, Table
+from ..vectors import INT8, ROWS_AT_ONCE, Table, quantize_vectors
 
 # column -> its type in the file. Eight bytes a number first, so that each column starts at a multiple of its own size
 COLUMNS = {"keys": "I64", "ends": "I64", "vectors": "F32", "bits": "U8", "contents": "U8", "rows": "U8"}
@@ -109,3 +109,34 @@ def pieces(parts: Sequence[Part], name: str) -> Iterator[NDArray[Any]]:
                 yield np.frombuffer(b"".join(segment.json(place) for place in some.tolist()), np.uint8)
             else:
                 yield getattr(segment, name)[some]
+
+
+def groups(segments: Sequence[Segment], removed: frozenset[int], compact: bool) -> list[list[Part]]:
+    """Which neighbours become one segment: all; or each that has not twice as many rows as those after it together.
+
+    So there are few segments, and a row is written about as often as the number of rows can be halved.
+    """
+    found: list[list[Part]] = []
+    following = 0  # rows of the last group
+    for segment in reversed(segments):
+        part = segment, living(segment, removed)
+        if found and (compact or len(part[1]) < 2 * following):
+            found[-1].insert(0, part)
+            following += len(part[1])
+        else:
+            found.append([part])
+            following = len(part[1])
+    return found[::-1]
+
+
+def living(segment: Segment, removed: frozenset[int]) -> NDArray[np.int64]:
+    """Places of the rows of a segment that are not removed."""
+    return np.flatnonzero(~np.isin(segment.keys, np.fromiter(removed, np.int64)))
+
+
+def levels(segment: Segment, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Table]]:
+    """Keys and int8 vectors of some rows, some thousand at a time."""
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        some = places[start : start + ROWS_AT_ONCE]
+        vectors = segment.vectors[some]
+        yield segment.keys[some], vectors if vectors.dtype == np.int8 else quantize_vectors(vectors, INT8)
