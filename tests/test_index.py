@@ -139,8 +139,7 @@ def test_a_graph_finds_most(tmp_path: Path, monkeypatch, clusters: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("clusters", [0, 500])
-@pytest.mark.parametrize("form", [None, "int8"])
+@pytest.mark.parametrize(("form", "clusters"), [(None, 0), (None, 500), ("int8", 500)])
 def test_a_large_graph_finds_most(tmp_path: Path, monkeypatch, form: str | None, clusters: int) -> None:
     """Wrong if of 60,000 vectors more is missed than was measured: random ones have no near neighbours to speak of."""
     monkeypatch.setattr(index_module, "EXACT_ROWS", 20_000)

@@ -3,7 +3,7 @@
 Used by refembed.index where it is installed, for more than EXACT_ROWS rows; what a graph names is scored anew there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ from ..errors import RefembedError
 EXPANSION = 200  # rows looked at beside those asked for: at 64, usearch's own, a tenth of random neighbours is missed
 
 
-def extend(old: Path | None, new: Path, dimensions: int, rows: Iterable[tuple[Any, Any]]) -> None:
+def extend(
+    old: Path | None, new: Path, dimensions: int, rows: Iterable[tuple[Any, Any]], done: Callable[[int], None]
+) -> None:
     """Write a graph of an older one's rows and others.
 
     rows   pairs of keys (n,) int64 and their vectors (n, dimensions) int8
+    done   is told how many more are in it
     """
     graph = opened(old, dimensions, view=False) if old else empty(dimensions)
     for keys, vectors in rows:
         graph.add(keys.astype(np.uint64), vectors)
+        done(len(keys))
     graph.save(str(new))
 
 

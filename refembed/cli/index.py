@@ -149,5 +149,5 @@ def show(given: argparse.Namespace, index: Index) -> int:
 
 
 def compact(given: argparse.Namespace, index: Index) -> int:
-    index.compact()
+    index.compact(show_progress=True)
     return show(given, index)

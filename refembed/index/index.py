@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..embedder import DEFAULT_MODEL, Embedder, check_texts, levels_up, load, raise_first
 from ..errors import RefembedError
+from ..progress import Progress
 from ..vectors import (
     BINARY,
     INT8,
@@ -212,9 +213,9 @@ class Index:
         """Take texts out; how many there were of these ids."""
         return self.update([], [], remove=ids).removed
 
-    def compact(self) -> None:
+    def compact(self, show_progress: bool = False) -> None:
         """Write all rows as one file, without those removed, and the graph anew."""
-        self.update([], [], compact=True)
+        self.update([], [], compact=True, show_progress=show_progress)
 
     def check(self) -> None:
         """Read every file, and raise RefembedError where a byte of one has changed."""
@@ -249,7 +250,7 @@ class Index:
             state, changed, put = self.changed(given, remove, show_progress)
             if (state is not self.state or compact or self.anew) and not not_kept:
                 try:
-                    state = self.written(state, compact)
+                    state = self.written(state, compact, show_progress)
                     self.anew = False
                 except RefembedError as error:
                     if must_keep:
@@ -326,7 +327,7 @@ class Index:
         )
         return segment, len(new)
 
-    def written(self, state: State, compact: bool) -> State:
+    def written(self, state: State, compact: bool, show: bool) -> State:
         """Write a change, and return the state as it is now on the disk. On an error nothing is changed."""
         segments: list[Segment] = []
         removed: set[int] = set()
@@ -346,11 +347,11 @@ class Index:
             segments=tuple(segments),
             removed=frozenset(removed),
         )
-        state = replace(state, graph=self.graph_of(state, compact))
+        state = replace(state, graph=self.graph_of(state, compact, show))
         write_state(self.folder, state)
         return state
 
-    def graph_of(self, state: State, anew: bool) -> Graph | None:
+    def graph_of(self, state: State, anew: bool, show: bool) -> Graph | None:
         """The graph for a state: the one there is while it leaves out no more rows than are compared one by one."""
         parts = [(segment, living(segment, state.removed)) for segment in state.segments]
         count, old = sum(len(places) for _, places in parts), state.graph
@@ -366,9 +367,9 @@ class Index:
             warnings.warn(NO_GRAPHS.format(count), stacklevel=levels_up())
             return old
         until = old.until if old else 0
-        with new_file(self.folder, "graph") as file:
-            new = (one for segment, places in parts for one in levels(segment, places[segment.keys[places] >= until]))
-            adapter.extend(old and self.folder / old.stored.file, file, state.dimensions, new)
+        new = (one for segment, places in parts for one in levels(segment, places[segment.keys[places] >= until]))
+        with new_file(self.folder, "graph") as file, Progress(count - inside, show, "texts in the graph") as progress:
+            adapter.extend(old and self.folder / old.stored.file, file, state.dimensions, new, progress.add)
         rows = count - inside + (old.rows if old else 0)
         return Graph(stored_file(file), state.next_key, rows)
 
