@@ -20,27 +20,8 @@ from numpy.typing import NDArray
 from ..embedder import DEFAULT_MODEL, Embedder, check_texts, levels_up, load, raise_first
 from ..errors import RefembedError
 from ..progress import Progress
-from ..vectors import (
-    BINARY,
-    INT8,
-    Table,
-    best,
-    check_quantize,
-    quantize_vectors,
-    shorten,
-    similarity,
-)
-from .folder import (
-    Graph,
-    State,
-    check_digests,
-    new_file,
-    read_state,
-    stored_file,
-    sweep,
-    write_state,
-    writing,
-)
+from ..vectors import BINARY, INT8, Table, best, check_quantize, quantize_vectors, shorten, similarity
+from .folder import Graph, State, check_digests, new_file, read_state, stored_file, sweep, write_state, writing
 from .scan import check_query, cosines, equal_bits
 from .segment import Segment, groups, levels, living, open_segment, write_segment
 
@@ -99,6 +80,7 @@ def open_index(
 
 
 def check_model(folder: Path, state: State, model: Embedder) -> None:
+    """Raise RefembedError where an index is of another model; its digest is not asked for while no file has changed."""
     name, digest, stamp = state.model
     if stamp != model.checkpoint.stamp and digest != model.checkpoint.digest:
         raise RefembedError(
@@ -120,6 +102,7 @@ def open_renewed(folder: Path, model: Embedder, quantize: str | None) -> "Index"
 
 
 def empty(model: Embedder, quantize: str | None) -> State:
+    """The state of an index not begun yet."""
     check_quantize(quantize, model.config.dimensions)
     return State(0, described(model), computed_by(model), model.config.dimensions, quantize)
 
@@ -165,6 +148,7 @@ class Index:
         return model
 
     def take(self, state: State) -> None:
+        """Be of this state."""
         self.maps: tuple[dict[str, int], dict[bytes, int]] | None = None
         self.state = state
         self.starts = list(accumulate((len(one.keys) for one in state.segments), initial=0))
@@ -399,6 +383,7 @@ class Index:
         return self.state.segments[number], place - self.starts[number]
 
     def row(self, place: int) -> tuple[str, str, str | None]:
+        """A row's id, text and title."""
         segment, row = self.at(place)
         return segment.row(row)
 
@@ -437,11 +422,14 @@ class Index:
 
     def graph(self, size: int) -> Any:
         """The graph, opened, where one can name the rows near a query of this size; None where all are compared."""
-        graph, adapter = self.state.graph, graphs()
-        if adapter is None and len(self) > EXACT_ROWS and self.state.quantize != BINARY and not self.said:
+        graph = self.state.graph
+        if self.state.quantize == BINARY or size != self.state.dimensions or not (graph or len(self) > EXACT_ROWS):
+            return None
+        adapter = graphs()  # imported for this alone
+        if adapter is None and not self.said:
             self.said = True
             warnings.warn(NO_GRAPHS.format(len(self)), stacklevel=levels_up())
-        if graph is None or adapter is None or size != self.state.dimensions:
+        if graph is None or adapter is None:
             return None
         if self.found is None:
             file = self.folder / graph.stored.file
