@@ -254,6 +254,17 @@ def test_what_is_there_is_not_embedded_again(model, tmp_path: Path, monkeypatch)
     assert sum(counts) == 4
 
 
+def test_a_removed_vector_is_not_used_again(model, vector, tmp_path: Path) -> None:
+    """Wrong if a text that was removed, its row gone, comes back with the vector of what stands there now."""
+    index = open_index(tmp_path / "index", model)
+    index.add(["a", "b", "c"], TEXTS[:3])
+    index.remove(["a"])
+    index.compact()
+    assert index.add(["d"], TEXTS[:1]) == (1, 1, 0, None)
+    (hit,) = index.search(vector(TEXTS[0]), 1)
+    assert (hit.id, hit.score) == ("d", pytest.approx(1, abs=1e-6))
+
+
 def test_segments_stay_few(tmp_path: Path) -> None:
     """Wrong if an index that grows by single texts has a file for each, or writes all of it each time."""
     index: Any = open_index(tmp_path / "index", Given(random_vectors(100, 8)))  # type: ignore[arg-type]
@@ -264,8 +275,11 @@ def test_segments_stay_few(tmp_path: Path) -> None:
         written += sum(len(part.keys) for part in index.state.segments if part.stored.file not in before)
         assert len(index.state.segments) <= 7
     assert written < 100 * 8
-    index.remove([str(one) for one in range(67)])
-    assert sum(len(part.keys) for part in index.state.segments) < 100, "what is mostly removed is still there"
+    index.compact()
+    index.remove([str(one) for one in range(49)])
+    assert sum(len(part.keys) for part in index.state.segments) == 100
+    index.remove([str(one) for one in range(51)])
+    assert sum(len(part.keys) for part in index.state.segments) == 49, "what is mostly removed is still there"
 
 
 def test_a_fault_changes_nothing(model, tmp_path: Path) -> None:
@@ -308,6 +322,8 @@ def die_at(step: int, done: Callable[[], object]) -> bool:
             if event in STEPS and writes:
                 left[0] -= 1
                 if left[0] < 0:
+                    if event == "open" and arguments[2] & os.O_TRUNC and os.path.exists(arguments[0]):
+                        os.truncate(arguments[0], 0)  # it dies with the file open, before the first byte
                     os._exit(9)
 
         sys.addaudithook(count)
