@@ -579,7 +579,7 @@ def test_index_command(small_folder: Path, tmp_path: Path, monkeypatch, capsys) 
         return status, *capsys.readouterr()
 
     Path("notes.txt").write_text("the end\n\nin the air\n")
-    rows = [{"key": 7, "text": "birds"}, {"key": "seven", "text": "a"}, {"text": "none"}]
+    rows = [{"key": "7", "text": "birds"}, {"key": "seven", "text": "a"}, {"text": "none"}]
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run("search", "made", "the end", *use)[0] == 2, "no such file"
     assert run("index", "list", "made")[0] == 2

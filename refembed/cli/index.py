@@ -20,12 +20,12 @@ those to score, unless --quantize is binary: pip install 'refembed[index]'.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import RefembedError, printable
 from ..index import Index, open_index
-from ..textfiles import Row, read_texts
-from .shared import add_model_options, add_quantize, load_model, prepare_rows
+from ..textfiles import Fields, Row
+from .shared import add_model_options, add_quantize, load_model, open_rows, prepare_rows
 
 KEPT_AT_ONCE = 8192  # texts that a kill loses at most
 
@@ -72,7 +72,7 @@ def open_for(given: argparse.Namespace) -> Index:
 def add(given: argparse.Namespace, index: Index) -> int:
     failed = 0
     for file in given.texts:
-        rows = said_rows(read_texts(file, given.text_field, given.title_field, given.id_field))
+        rows = said_rows(open_rows(file, Fields(given.text_field, given.title_field, given.id_field)))
         ids = [row.place if row.id is None else str(row.id) for row in rows]
         old = [] if given.id_field else lines_of(index, "stdin" if file == "-" else file)
         put, embedded, removed, bad, _ = put_rows(index, rows, ids, old)
@@ -81,7 +81,7 @@ def add(given: argparse.Namespace, index: Index) -> int:
     return 1 if failed else 0
 
 
-def said_rows(rows: Sequence[Row]) -> list[Row]:
+def said_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows but for blank ones: a blank text says nothing, and is near to much."""
     return [row for row in rows if row.fault or row.text.strip()]
 

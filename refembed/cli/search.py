@@ -15,17 +15,17 @@ from pathlib import Path
 
 from ..errors import RefembedError, printable
 from ..index.index import open_renewed
-from ..textfiles import read_texts
+from ..textfiles import Fields
 from ..vectors import BINARY, check_quantize
 from .index import open_for, put_rows, said_rows
-from .shared import add_dimensions, add_model_options, add_quantize, load_model
+from .shared import add_dimensions, add_model_options, add_quantize, load_model, open_rows
 
 ENDING = ".refembed"  # of the folder beside a file
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "corpus", metavar="CORPUS", help=".txt (a line a text), .jsonl, .gz of either, or an index's folder"
+        "corpus", metavar="CORPUS", help=".txt (a line a text), .jsonl, .gz of either, .parquet, or an index's folder"
     )
     command.add_argument("query", metavar="QUERY")
     command.add_argument("-k", type=int, default=10, help="how many results (10)")
@@ -52,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     if given.rescore is not None and (index.state.quantize if folder else given.quantize) != BINARY:
         raise RefembedError("option-quantize", "--rescore goes with --quantize binary only; leave it out")
     if not folder:
-        rows = said_rows(read_texts(given.corpus, given.text_field, given.title_field))
+        rows = said_rows(open_rows(given.corpus, Fields(given.text_field, given.title_field)))
         model = load_model(given)
         check_quantize(given.quantize, model.check_dimensions(given.dimensions))
         index, place = open_renewed(Path(given.corpus + ENDING), model, given.quantize), f"{given.corpus}:"
