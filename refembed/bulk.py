@@ -29,6 +29,7 @@ from .progress import Progress
 from .textfiles import Row
 from .vectors import check_quantize, quantize_vectors
 
+MAGIC = b"refembed embed 1\n"  # how a log begins
 ROWS = 512  # of a chunk: what a kill can cost at most
 CHARACTERS = 2**20  # of a chunk's texts, beyond which it ends early: memory does not grow with long texts
 MOST_LISTED = 100  # faulty rows on standard error
@@ -99,12 +100,23 @@ def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 class Log:
     """What is done, entry after entry: a line of SHA-256, size and JSON, then as many bytes."""
 
-    def __init__(self, handle: IO[bytes], kept: bool) -> None:
-        self.handle, self.kept = handle, kept
+    def __init__(self, handle: IO[bytes], path: Path | None = None) -> None:
+        self.handle, self.path = handle, path
+        handle.seek(0)
+        found = handle.read(len(MAGIC))
+        if not MAGIC.startswith(found):
+            raise RefembedError("output-begun", f"{path} is none of refembed's files; name another output")
+        if found != MAGIC:
+            self.clear()
+
+    def clear(self) -> None:
+        self.handle.truncate(0)
+        self.handle.seek(0)
+        self.handle.write(MAGIC)
 
     def entries(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """All whole ones from the start; what follows a torn one is cut off."""
-        place = 0
+        place = len(MAGIC)
         while True:
             self.handle.seek(place)
             line = self.handle.readline()
@@ -120,10 +132,13 @@ class Log:
 
     def append(self, said: dict[str, Any], packed: bytes) -> None:
         size, text = str(len(packed)).encode(), json.dumps(said).encode() + b"\n"
-        self.handle.write(b"%s %s %s%s" % (sum_of(size, text, packed).encode(), size, text, packed))
-        self.handle.flush()
-        if self.kept:
-            os.fsync(self.handle.fileno())
+        try:
+            self.handle.write(b"%s %s %s%s" % (sum_of(size, text, packed).encode(), size, text, packed))
+            self.handle.flush()
+            if self.path:
+                os.fsync(self.handle.fileno())
+        except OSError as error:
+            raise RefembedError("output-unwritable", f"{self.path}: {error.strerror or error}") from error
 
 
 def sum_of(*parts: bytes) -> str:
@@ -144,13 +159,14 @@ def open_log(path: Path | None, restart: bool) -> Iterator[Log]:
     """The log at this path, for this process alone and gone once all went well; without a path one that is not kept."""
     if path is None:
         with tempfile.SpooledTemporaryFile(MOST_IN_MEMORY) as spool:
-            yield Log(spool, kept=False)
+            yield Log(spool)
         return
     with open_locked(path) as handle:
+        log = Log(handle, path)
         if restart:
-            handle.truncate(0)
+            log.clear()
         try:
-            yield Log(handle, kept=True)
+            yield log
         except KeyboardInterrupt:
             print(f"refembed: {path.name} has what is done; the same command goes on from there", file=sys.stderr)
             raise
@@ -285,7 +301,12 @@ def embed_chunk(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = encode_rows(model, rows, progress=progress, **options)
-    cut = sum(one.message.cut for one in caught if isinstance(one.message, TextsCut))
+    cut = 0
+    for one in caught:
+        if isinstance(one.message, TextsCut):
+            cut += one.message.cut  # said once for all chunks
+        else:
+            warnings.warn(one.message, stacklevel=2)
     faults = [
         {"index": first + place, "place": row.place, "id": fault.id, "reason": fault.reason}
         for place, (row, fault) in enumerate(zip(rows, found.faults, strict=True))
@@ -323,7 +344,7 @@ class Report:
             self.rows, self.cut = self.rows + said["rows"], self.cut + said["cut"]
             for fault in said["faults"]:
                 self.left_out += 1
-                self.listed.write(json.dumps(fault, ensure_ascii=False).encode() + b"\n")
+                self.listed.write(json.dumps(fault).encode() + b"\n")
                 if self.left_out <= MOST_LISTED:
                     self.progress.say(f"left out {printable(fault['place'])}: {fault['reason']} [{fault['id']}]")
             yield piece_of(said, packed)

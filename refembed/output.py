@@ -201,7 +201,7 @@ class Safetensors:
 FORMS: dict[str, type[Form]] = {"jsonl": Jsonl, "npy": Npy, "safetensors": Safetensors}
 
 
-def lock_file(handle: IO[bytes], refusal: RefembedError) -> None:
+def lock_file(handle: IO[bytes] | int, refusal: RefembedError) -> None:
     """Keep it for this process till it is closed; raise the refusal where another has it."""
     try:
         import fcntl

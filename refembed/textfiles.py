@@ -177,7 +177,7 @@ def row_of(place: str, entry: Mapping[str, Any], fields: Fields) -> Row:
     if not isinstance(title, str | None):
         return bad(place, "line-field", f"{fields.title!r} is {type(title).__name__}, a text or nothing is needed")
     whole = isinstance(id, int) and not isinstance(id, bool) and -(2**63) <= id < 2**63
-    if fields.id and not (whole or isinstance(id, str)):
+    if fields.id and not (whole or (isinstance(id, str) and id.encode(errors="ignore").decode() == id)):
         return bad(place, "line-field", f"{fields.id!r} is {id!r}, a text or a whole number of 64 bits is needed")
     return Row(place, text, title, id)
 

@@ -324,7 +324,7 @@ NEEDED_KEYS = (
 GARBAGE = bytes(range(255, -1, -1)) * 20
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1211486072\n"
 NOT_LINUX = "" if LINUX else "needs Linux's /proc, where even the administrator cannot read or write"
-GZIPPED = gzip.compress(b"one\ntwo\nthree\n" * 500)
+GZIPPED = gzip.compress(b"one\ntwo\nthree\n" * 100)  # one chunk: of a larger file what can be read is embedded first
 
 FOLDERS = [
     # files missing, or something else in their place

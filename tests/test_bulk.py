@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -126,7 +127,7 @@ def write_input(folder: Path) -> None:
 KILLER = """
 import io, json, os, signal, sys
 from refembed import bulk, output
-from refembed.adapters import parquet
+from refembed.adapters import parquet_output
 from refembed.cli import main
 
 def dying(owner, name, count, last=None):
@@ -143,8 +144,9 @@ def dying(owner, name, count, last=None):
 
 def half(real, log, said, packed):
     whole = io.BytesIO()
-    real(bulk.Log(whole, False), said, packed)
-    log.handle.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    real(bulk.Log(whole), said, packed)
+    entry = whole.getvalue()[len(bulk.MAGIC) :]
+    log.handle.write(entry[: len(entry) // 2])
     log.handle.flush()
 
 def kill(point, count):
@@ -155,7 +157,7 @@ def kill(point, count):
     elif point == "kept":
         dying(bulk.Log, "append", count, lambda real, *given: real(*given))
     elif point == "joining":
-        for form in (*output.FORMS.values(), parquet.Parquet):
+        for form in (*output.FORMS.values(), parquet_output.Parquet):
             dying(form, "join", count, lambda real, form, handle, *rest: (handle.write(b"half"), handle.flush()))
     else:
         dying(bulk, "sync_folder", count)
@@ -320,9 +322,49 @@ def test_a_torn_log(run: Run, here, monkeypatch, place: float, damage: str) -> N
     interrupt(monkeypatch, run, 4, "-i", "in.txt", "-o", "out.npy")
     log = (here / "out.npy.partial").read_bytes()
     at = int(place * len(log))
+    at = max(at, len(bulk.MAGIC)) if damage == "changed" else at
     (here / "out.npy.partial").write_bytes(log[:at] + (b"" if damage == "cut" else b"\0" * 50 + log[at + 50 :]))
     assert run("-i", "in.txt", "-o", "out.npy")[0] == 0
     assert (here / "out.npy").read_bytes() == whole
+
+
+def test_a_file_that_is_no_log(run: Run, here) -> None:
+    """Wrong if another program's file of that name is overwritten."""
+    (here / "in.txt").write_text("the end\n" * 30)
+    (here / "out.npy.partial").write_text("half a download")
+    for options in ([], ["--restart"]):
+        assert ids_of(run("-i", "in.txt", "-o", "out.npy", *options)[2]) == ["output-begun"]
+    assert (here / "out.npy.partial").read_text() == "half a download"
+
+
+def test_the_disk_is_full(run: Run, here, monkeypatch) -> None:
+    """Wrong if a full disk ends a long run otherwise than in a line, or what was done is lost once there is room."""
+    (here / "in.txt").write_text("the end\n" * 30)
+    real, left = os.fsync, [3]
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    status, _, err = run("-i", "in.txt", "-o", "out.npy")
+    assert (status, ids_of(err)) == (2, ["output-unwritable"])
+    assert re.search(r"going on after (8|16) rows", run("-i", "in.txt", "-o", "out.npy")[2])
+    assert np.load(here / "out.npy").shape == (30, SMALL.dimensions)
+
+
+def test_an_input_that_breaks_off(run: Run, here) -> None:
+    """Wrong if a file that is cut short passes for whole, or the cut costs what was done before it."""
+    content = gzip.compress("".join(f"{n} {n * n}\n" for n in range(30)).encode())
+    (here / "in.txt.gz").write_bytes(content[:-12])
+    status, out, err = run("-i", "in.txt.gz", "-o", "out.npy")
+    assert (status, out, ids_of(err)) == (2, "", ["input-missing"])
+    assert {path.name for path in here.iterdir()} == {"in.txt.gz", "out.npy.partial"}
+    (here / "in.txt.gz").write_bytes(content)
+    assert run("-i", "in.txt.gz", "-o", "out.npy")[2] == "refembed: going on after 24 rows\n"
+    assert np.load(here / "out.npy").shape == (30, SMALL.dimensions)
 
 
 def test_two_processes_on_one_output(run: Run, here, monkeypatch) -> None:
@@ -377,10 +419,10 @@ def test_a_title_that_nobody_has(run: Run, here) -> None:
 
 def test_ids_of_two_kinds(run: Run, here) -> None:
     """Wrong if a column of ids cannot be of one type, or no id at all passes for one."""
-    ids = [1, "1", 2, None, True, 2**63]
+    ids = [1, "1", 2, None, True, 2**63, "\ud800"]
     (here / "in.jsonl").write_text("".join(json.dumps({"text": "a", "id": id}) + "\n" for id in ids))
     status, _, err = run("-i", "in.jsonl", "-o", "out.parquet", "--id-field", "id")
-    assert (status, re.findall(r"in\.jsonl:(\d): 'id'", err)) == (1, ["2", "4", "5", "6"])
+    assert (status, re.findall(r"in\.jsonl:(\d): 'id'", err)) == (1, ["2", "4", "5", "6", "7"])
     assert parquet.read_table("out.parquet")["id"].to_pylist() == [1, 2]
 
 

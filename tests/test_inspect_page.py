@@ -272,13 +272,27 @@ def test_command_writes_a_page_and_says_so(tmp_path, capsys) -> None:
     ("argv", "said"),
     [
         (["", "--html", "page.html"], "the text is empty: give one"),
-        (["a", "--html", "page.html", "--with", ""], "text 1: the text is empty: give one"),
+        (["a", "--html", "page.html", "--with", ""], "refembed: text 1 to compare with is empty: give one"),
+        (
+            ["a", "--html", "page.html", "--with", "b", "--with", ""],
+            "refembed: text 2 to compare with is empty: give one",
+        ),
+        (["a", "--html", "page.html", "--with", "b", "--with", "\ud800"], "refembed: text 2 to compare with: "),
         (["a", "--html", "nowhere/page.html"], "nowhere/page.html: No such file or directory"),
         (["a", "--with", "b"], "name its file with --html FILE"),
         (["a", "--html", "page.html", "--backend", "loopback"], "name --backend numpy, or none"),
         (["a", "--html", "page.html", "--title", "T", "--task", "query"], "titles go with the document prompt"),
     ],
-    ids=["empty", "empty-other", "no-folder", "no-file", "backend", "title-of-a-query"],
+    ids=[
+        "empty",
+        "empty-other",
+        "empty-second",
+        "no-text-second",
+        "no-folder",
+        "no-file",
+        "backend",
+        "title-of-a-query",
+    ],
 )
 def test_command_refuses(tmp_path, monkeypatch, capsys, argv: list[str], said: str) -> None:
     """Wrong if a page that cannot be made is begun, or its fault is not said with what to do."""
@@ -389,6 +403,39 @@ def test_forms_change_the_shares(page, file) -> None:
         truth = shares[np.argsort(-abs(shares), kind="stable")][: len(shown)]
         np.testing.assert_allclose(shown_percents(" ".join(shown)), 100 * truth, atol=0.006)
         assert shown_percents(page.text_content("#share-sums"))[-1] == pytest.approx(100, abs=0.01)
+
+
+def test_a_token_that_takes_away_is_told_from_one_that_adds(page, tmp_path, small_folder) -> None:
+    """Wrong if a share below zero loses its sign, its bar or its colour, or shares no longer sum to 100 %."""
+    file = saved(tmp_path, refembed.load(small_folder, backend="numpy"), "then a cat in the hat", task=None)
+    shares = numbers(file)["texts"][0]["shares"][0]
+    below = set(np.flatnonzero(shares < 0).tolist())
+    assert 0 < len(below) < len(shares)
+    open_page(page, file)
+    taken = [int(one.get_attribute("data-place")) for one in page.locator("#tokens [role=option].less").all()]
+    assert set(taken) == below
+    shown = page.locator("#largest-shares li").all()
+    for one, place in zip(shown, np.argsort(-abs(shares), kind="stable"), strict=False):
+        assert shown_percents(one.locator(".number").text_content()) == pytest.approx([100 * shares[place]], abs=0.006)
+        assert ("less" in (one.get_attribute("class") or "").split()) == (place in below)
+    page.click(f"#tokens-{taken[0]}")
+    assert shown_percents(page.text_content("#chosen"))[0] == pytest.approx(100 * shares[taken[0]], abs=0.006)
+    assert shown_percents(page.text_content("#share-sums"))[-1] == pytest.approx(100, abs=0.01)
+
+
+def test_parts_lie_beside_and_below_each_other(page, file) -> None:
+    """Wrong if a part of the page lies over another as one scrolls, or a column is left blank beside a long one."""
+    page.set_viewport_size({"width": 1280, "height": 700})
+    open_page(page, file)
+    names = ("text", "contribution", "attention", "norms", "similarity")
+    for down in (0, 400, 800):
+        page.evaluate(f"window.scrollTo(0, {down})")
+        top = {name: page.locator(f"#{name}").bounding_box()["y"] for name in names}
+        end = {name: top[name] + page.locator(f"#{name}").bounding_box()["height"] for name in names}
+        assert end["text"] <= top["contribution"]
+        assert end["attention"] <= top["norms"]
+        assert max(end["contribution"], end["norms"]) <= top["similarity"]
+        assert abs(end["contribution"] - end["norms"]) < 300
 
 
 def test_two_texts_are_compared(page, file) -> None:

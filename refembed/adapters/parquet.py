@@ -1,26 +1,21 @@
-"""Texts from Parquet files and vectors to them, by pyarrow (extra arrow), some rows at a time."""
+"""Texts from Parquet files, by pyarrow (extra arrow), some rows at a time."""
 
-import io
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import IO, Any
-
-from numpy.typing import NDArray
+from collections.abc import Iterator
+from typing import Any
 
 from ..errors import RefembedError
-from ..output import Pieces
 from ..textfiles import NO_FIELDS, TEXT_FIELD, Fields, Row, checked, row_of
 
 try:
     import pyarrow as pa
-    from pyarrow import ipc, parquet
+    from pyarrow import parquet
 except ImportError as error:
     raise RefembedError(
         "arrow-missing", "Parquet files need the pyarrow package; pip install 'refembed[arrow]'"
     ) from error
 
-ROWS_AT_ONCE = 1024  # of those read
-PIECES_IN_A_GROUP = 8  # of those written: a group is held in memory, and each makes the footer larger
+__all__ = ["Table", "pa", "parquet"]
+ROWS_AT_ONCE = 1024
 
 
 class Table:
@@ -66,34 +61,3 @@ def cells_of(column: Any) -> list[Any]:
         return column.to_pylist()
     cells = column.cast(pa.large_binary()).to_pylist()
     return [cell if cell is None else cell.decode(errors="surrogateescape") for cell in cells]
-
-
-class Parquet:
-    """Columns index, id where there is one, text, and embedding, a list of fixed size."""
-
-    one_pass = True
-
-    def pack(self, first: int, rows: Sequence[Row], good: Sequence[int], vectors: NDArray[Any]) -> bytes:
-        flat = pa.array(vectors[list(good)].ravel())
-        chosen = [rows[place] for place in good]
-        ids = {"id": pa.array([row.id for row in chosen])} if any(row.id is not None for row in chosen) else {}
-        columns = {
-            "index": pa.array([first + place for place in good], pa.int64()),
-            **ids,
-            "text": pa.array([row.text for row in chosen], pa.string()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        }
-        batch = pa.RecordBatch.from_pydict(columns)
-        kept = io.BytesIO()
-        with ipc.new_stream(kept, batch.schema) as writer:
-            writer.write_batch(batch)
-        return kept.getvalue()
-
-    def join(self, handle: IO[bytes], pieces: Pieces, like: NDArray[Any]) -> None:
-        batches = (ipc.open_stream(piece.packed).read_all() for piece in pieces() if piece.good)
-        nothing = ipc.open_stream(self.pack(0, [], [], like)).read_all()
-        first = next(batches, nothing)
-        with parquet.ParquetWriter(handle, first.schema, use_dictionary=False) as writer:
-            while first is not None:
-                writer.write_table(pa.concat_tables([first, *islice(batches, PIECES_IN_A_GROUP - 1)]))
-                first = next(batches, None)

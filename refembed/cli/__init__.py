@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop_output()
             return 0
         except Exception as error:  # a fault of ours, or of the machine
-            drop_output()
+            if full := drop_output():
+                return fail(given, f"standard output: {full.strerror or full} [output-unwritable]")
             return fail(given, f"{type(error).__name__}: {error} (--debug shows where)")
 
 
@@ -92,9 +93,11 @@ def fail(given: argparse.Namespace, reason: str) -> int:
     return 2
 
 
-def drop_output() -> None:
-    """Where standard output can take no more, send the rest nowhere, or Python fails again at its end."""
+def drop_output() -> OSError | None:
+    """Where standard output can take no more, send the rest nowhere, or Python fails again at its end. Returns why."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None

@@ -68,6 +68,6 @@ def run(given: argparse.Namespace) -> int:
 def form_of(format: str) -> Form:
     if format in FORMS:
         return FORMS[format]()
-    from ..adapters.parquet import Parquet
+    from ..adapters.parquet_output import Parquet
 
     return Parquet()

@@ -22,15 +22,15 @@ from .mutation import Mutation, right_ids
 class Defect:
     """One known mistake.
 
-    id        a slug, never reused
-    family    the letter and number of its place in the catalogue, like B3
-    title     what the port does, in a few words
-    effect    what its users see
-    reported  where, with provenance in front; "-" where it is only a slip worth knowing
-    exposed   the least input that shows it
-    chapter   the page of spec/ that says what is right
-    mutation  the mistake itself
-    growth    how many times larger it makes rounding errors, at most, of the final vector on the released model
+    id           a slug, never reused
+    family       the letter and number of its place in the catalogue, like B3
+    title        what the port does, in a few words
+    effect       what its users see
+    reported     where, with provenance in front; "-" where it is only a slip worth knowing
+    exposed      the least input that shows it
+    requirement  the id of what it gets wrong, and so of what is right
+    mutation     the mistake itself
+    growth       how many times larger it makes rounding errors, at most, of the final vector on the released model
     """
 
     id: str
@@ -39,14 +39,23 @@ class Defect:
     effect: str
     reported: str
     exposed: str
-    chapter: str
+    requirement: str
     mutation: Mutation
     growth: float = 1.0
 
+    @property
+    def chapter(self) -> str:
+        """The page of spec/ that says what is right."""
+        return CHAPTERS.get(self.requirement) or CHAPTERS[self.requirement.partition("-")[0]]
 
-ATTENTION, ROTARY, TOKENS = "05-attention-and-windows.md", "04-rotary-positions.md", "01-tokens-and-prompts.md"
-NORMS, EMBEDDING, MLP = "03-norms.md", "02-embedding.md", "06-gated-mlp.md"
-POOLING, MATRYOSHKA = "07-pooling-and-dense-head.md", "08-matryoshka.md"
+
+CHAPTERS = {  # prefix of a requirement's id, or a whole id, -> the page that has it
+    "TOK": "01-tokens-and-prompts.md", "EMB": "02-embedding.md", "OPS": "03-norms.md", "ROT": "04-rotary-positions.md",
+    "ATT": "05-attention-and-windows.md", "CFG-2": "05-attention-and-windows.md",
+    "CFG-3": "05-attention-and-windows.md", "MLP": "06-gated-mlp.md", "LAY": "06-gated-mlp.md",
+    "POOL": "07-pooling-and-dense-head.md",
+    "HEAD": "07-pooling-and-dense-head.md", "MAT": "08-matryoshka.md", "LOSS": "10-losses.md",
+}  # fmt: skip
 SHORT, TWENTY, ANY = "any text of 3 tokens or more", "about 20 tokens", "any text"
 BEYOND = "two tokens more than the reach: 258"
 
@@ -59,7 +68,7 @@ DEFECTS = (
         "unrelated-looking results: cosine 0.54 to 0.68 with the right vector; STS12 0.467 in place of 0.748",
         "R transformers before 4.56.2, sentence-transformers #3513; R Ollama #12181; C bumblebee, mlx-swift-lm; M",
         SHORT,
-        ATTENTION,
+        "ATT-4",
         Mutation(functions=m.seen_by(m.causal)),
     ),
     Defect(
@@ -69,7 +78,7 @@ DEFECTS = (
         "as causal, a little less so",
         "-",
         SHORT,
-        ATTENTION,
+        "ATT-3",
         Mutation(functions=m.seen_by(m.causal_in(SLIDING))),
     ),
     Defect(
@@ -79,7 +88,7 @@ DEFECTS = (
         "as causal, less so",
         "-",
         SHORT,
-        ATTENTION,
+        "ATT-4",
         Mutation(functions=m.seen_by(m.causal_in(FULL))),
     ),
     # B. the window
@@ -90,7 +99,7 @@ DEFECTS = (
         "long texts differ slightly, short ones not at all",
         "R transformers #40694, fixed in #40700",
         BEYOND,
-        ATTENTION,
+        "ATT-3",
         Mutation(functions=m.seen_by(m.window(lambda r: 2 * r - 1, lambda r: r))),
     ),
     Defect(
@@ -100,7 +109,7 @@ DEFECTS = (
         "cosine 0.9994 at 258 tokens, 0.985 at 600",
         "C EmbedAnything #209, mistral.rs #1684; M",
         BEYOND,
-        ATTENTION,
+        "CFG-3",
         m.reach(lambda config: 2 * config.reach - 1),
     ),
     Defect(
@@ -110,7 +119,7 @@ DEFECTS = (
         "cosine 0.9994 at 258 tokens, 0.95 at 1,100",
         "C mlx-embeddings, Ollama until 2026-05; R sglang #33600; M",
         BEYOND,
-        ATTENTION,
+        "ATT-3",
         m.reach(lambda config: config.context),
     ),
     Defect(
@@ -120,7 +129,7 @@ DEFECTS = (
         "cosine 0.99996: no ranking test sees it",
         "C keras-hub #2382; M",
         "one token more than the reach: 257",
-        ATTENTION,
+        "ATT-3",
         Mutation(functions=m.seen_by(m.window(lambda r: r - 1, lambda r: r))),
     ),
     Defect(
@@ -130,7 +139,7 @@ DEFECTS = (
         "as window-short-on-the-left",
         "N mlx-lm #390, transformers #40163",
         "one token more than the reach: 257",
-        ATTENTION,
+        "ATT-3",
         m.reach(lambda config: config.reach - 1),
     ),
     Defect(
@@ -140,7 +149,7 @@ DEFECTS = (
         "long texts differ slightly",
         "N code shared with a model whose window is counted otherwise",
         BEYOND,
-        ATTENTION,
+        "ATT-3",
         m.reach(lambda config: config.reach + 1),
     ),
     *(
@@ -151,7 +160,7 @@ DEFECTS = (
             f"texts above {256 >> times} tokens differ",
             "R transformers #47940; R llama.cpp #15867",
             f"{2 + (256 >> times)} tokens",
-            ATTENTION,
+            "CFG-3",
             m.reach(lambda config, times=times: config.reach >> times),  # type: ignore[misc]
         )
         for times, count in ((1, "once"), (2, "twice"), (3, "three times"))
@@ -163,7 +172,7 @@ DEFECTS = (
         "long texts differ",
         "N lmdeploy #3772",
         BEYOND,
-        ATTENTION,
+        "ATT-4",
         Mutation(functions=m.seen_by(lambda kind, i, j, config: np.abs(i - j) <= config.reach)),
     ),
     Defect(
@@ -173,7 +182,7 @@ DEFECTS = (
         "a text's vector depends on its batch",
         "R text-embeddings-inference #882",
         "two texts of one length above 257 tokens",
-        ATTENTION,
+        "ATT-6",
         Mutation(padding=m.equal_length_padding),
     ),
     Defect(
@@ -183,7 +192,7 @@ DEFECTS = (
         "wrong from about 20 tokens on",
         "N litgpt #1972",
         TWENTY,
-        ATTENTION,
+        "CFG-2",
         m.shifted_layers(-1),
     ),
     Defect(
@@ -193,7 +202,7 @@ DEFECTS = (
         "wrong from about 20 tokens on",
         "N NeMo #9672",
         TWENTY,
-        ATTENTION,
+        "CFG-2",
         m.shifted_layers(1),
     ),
     Defect(
@@ -203,7 +212,7 @@ DEFECTS = (
         "wrong from about 20 tokens on",
         "N efficient-transformers #940",
         TWENTY,
-        ATTENTION,
+        "CFG-2",
         Mutation(config=lambda config: replace(config, layer_kinds=(SLIDING,) * len(config.layer_kinds))),
     ),
     Defect(
@@ -213,7 +222,7 @@ DEFECTS = (
         "wrong from about 20 tokens on",
         "-",
         TWENTY,
-        ATTENTION,
+        "CFG-2",
         Mutation(config=lambda config: replace(config, layer_kinds=(FULL,) * len(config.layer_kinds))),
     ),
     # C. padding
@@ -224,7 +233,7 @@ DEFECTS = (
         "NaN for short texts beside long ones",
         "R transformers #45491; C LiteRT example",
         "a batch with a gap wider than the reach",
-        ATTENTION,
+        "ATT-6",
         Mutation(padding=m.nan_padding),
     ),
     Defect(
@@ -234,7 +243,7 @@ DEFECTS = (
         "cosine 0.73 to 0.90 in mixed batches",
         "R mlx-embeddings before #43",
         "any padded batch",
-        ATTENTION,
+        "ATT-6",
         Mutation(padding=lambda ids, batch, config: m.padded(ids, batch, True, False, added=1.0)),
     ),
     Defect(
@@ -244,7 +253,7 @@ DEFECTS = (
         "short texts drift towards one point",
         "R spiceai #13415, LightRAG #3675",
         "any padded batch",
-        POOLING,
+        "POOL-1",
         Mutation(padding=lambda ids, batch, config: m.padded(ids, batch, False, True)),
     ),
     Defect(
@@ -254,7 +263,7 @@ DEFECTS = (
         "a text's vector depends on its batch",
         "C mistral.rs, mlx-swift-lm",
         "any padded batch",
-        ATTENTION,
+        "ATT-6",
         Mutation(padding=lambda ids, batch, config: m.padded(ids, batch, True, False)),
     ),
     Defect(
@@ -264,7 +273,7 @@ DEFECTS = (
         "a text's vector depends on its batch",
         "R swift-embeddings #21",
         "any padded batch",
-        ATTENTION,
+        "ATT-6",
         Mutation(padding=lambda ids, batch, config: m.padded(ids, batch, True, True)),
     ),
     # D. pooling, dense head, output
@@ -275,7 +284,7 @@ DEFECTS = (
         "vectors nearly orthogonal to the right ones",
         "R llama.cpp #15798, #18677, text-embeddings-inference #732; M",
         ANY,
-        POOLING,
+        "HEAD-1",
         Mutation(functions={"dense_head": lambda pooled, parameters, trace=None: pooled}),
     ),
     Defect(
@@ -285,7 +294,7 @@ DEFECTS = (
         "vectors nearly orthogonal to the right ones",
         "R mlx-swift-lm #223",
         ANY,
-        POOLING,
+        "HEAD-1",
         Mutation(
             functions={"dense_head": lambda pooled, parameters, trace=None: linear(pooled, m.matrices(parameters)[0])}
         ),
@@ -297,7 +306,7 @@ DEFECTS = (
         "vectors nearly orthogonal to the right ones",
         "R mlx-swift-lm #223",
         ANY,
-        POOLING,
+        "HEAD-1",
         Mutation(functions={"dense_head": m.swapped_dense}),
     ),
     Defect(
@@ -307,7 +316,7 @@ DEFECTS = (
         "vectors nearly orthogonal to the right ones",
         "-",
         ANY,
-        POOLING,
+        "HEAD-1",
         Mutation(
             functions={
                 "dense_head": lambda pooled, parameters, trace=None: dense_head(
@@ -323,7 +332,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        POOLING,
+        "HEAD-1",
         Mutation(functions=m.activated_dense(np.tanh)),
     ),
     Defect(
@@ -333,7 +342,7 @@ DEFECTS = (
         "wrong vectors",
         "R vllm #45995, mlx-swift-lm #376, unsloth #9149",
         ANY,
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states[-1]),
     ),
     Defect(
@@ -343,7 +352,7 @@ DEFECTS = (
         "wrong vectors",
         "R plur #270",
         ANY,
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states[0]),
     ),
     Defect(
@@ -353,7 +362,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states.max(axis=0)),
     ),
     Defect(
@@ -363,7 +372,7 @@ DEFECTS = (
         "slightly wrong vectors",
         "-",
         ANY,
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states[1:].mean(axis=0)),
     ),
     Defect(
@@ -373,7 +382,7 @@ DEFECTS = (
         "slightly wrong vectors",
         "-",
         ANY,
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states[:-1].mean(axis=0)),
     ),
     Defect(
@@ -383,7 +392,7 @@ DEFECTS = (
         "slightly wrong vectors",
         "-",
         "any text of 3 tokens or more",
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states[1 : max(2, len(states) - 1)].mean(axis=0)),
     ),
     Defect(
@@ -393,7 +402,7 @@ DEFECTS = (
         "wrong vectors for short texts",
         "-",
         "any text with a prompt",
-        POOLING,
+        "POOL-1",
         Mutation(pool=lambda states, prompt: states[prompt:].mean(axis=0)),
     ),
     Defect(
@@ -403,7 +412,7 @@ DEFECTS = (
         "dot products too small",
         "R LocalAI #9228, vllm-metal #738",
         "fewer dimensions, and the norm",
-        MATRYOSHKA,
+        "MAT-1",
         Mutation(vector=m.normalized),
     ),
     Defect(
@@ -413,7 +422,7 @@ DEFECTS = (
         "indexes that assume unit length rank wrongly",
         "R text-embeddings-inference's snapshots; flutter_gemma before 0.12.8",
         "the norm",
-        POOLING,
+        "HEAD-2",
         Mutation(vector=lambda vector, dimensions: vector[:dimensions]),
         growth=340,
     ),
@@ -424,7 +433,7 @@ DEFECTS = (
         "wrong short vectors",
         "-",
         "fewer dimensions",
-        MATRYOSHKA,
+        "MAT-2",
         Mutation(vector=lambda vector, dimensions: l2_normalize(l2_normalize(vector)[-dimensions:])),
     ),
     # E. prompts
@@ -435,7 +444,7 @@ DEFECTS = (
         "worse retrieval: recall@1 16 of 25 in place of 23",
         "R gbrain #3778, openclaw #140932, open-webui #24919; M fastembed",
         "any text with a prompt",
-        TOKENS,
+        "TOK-3",
         m.instead(""),
     ),
     Defect(
@@ -445,7 +454,7 @@ DEFECTS = (
         "worse retrieval",
         "R plur #573",
         "any text with a prompt",
-        TOKENS,
+        "TOK-3",
         Mutation(prompt=m.e5_prompt),
     ),
     Defect(
@@ -455,7 +464,7 @@ DEFECTS = (
         "worse retrieval",
         "R flutter_gemma #264",
         "a document",
-        TOKENS,
+        "TOK-3",
         m.instead("task: search result | query: "),
     ),
     Defect(
@@ -465,7 +474,7 @@ DEFECTS = (
         "worse retrieval",
         "-",
         "a query",
-        TOKENS,
+        "TOK-3",
         m.instead("title: none | text: "),
     ),
     Defect(
@@ -475,7 +484,7 @@ DEFECTS = (
         "worse retrieval",
         "C MemPalace",
         "a query or document",
-        TOKENS,
+        "TOK-3",
         m.instead("task: sentence similarity | query: "),
     ),
     Defect(
@@ -485,7 +494,7 @@ DEFECTS = (
         "worse retrieval",
         "-",
         "a document",
-        TOKENS,
+        "TOK-3",
         Mutation(prompt=m.untitled),
     ),
     Defect(
@@ -495,7 +504,7 @@ DEFECTS = (
         "slightly worse retrieval",
         "-",
         "any text with a prompt",
-        TOKENS,
+        "TOK-3",
         Mutation(prompt=lambda text, prompt: prompt.rstrip() + text.text),
     ),
     Defect(
@@ -505,7 +514,7 @@ DEFECTS = (
         "slightly worse retrieval",
         "-",
         "any text with a prompt",
-        TOKENS,
+        "TOK-3",
         Mutation(prompt=m.capitalised),
     ),
     Defect(
@@ -515,7 +524,7 @@ DEFECTS = (
         "worse retrieval",
         "-",
         "any text with a prompt",
-        TOKENS,
+        "TOK-3",
         Mutation(prompt=lambda text, prompt: prompt + prompt + text.text),
     ),
     Defect(
@@ -525,7 +534,7 @@ DEFECTS = (
         "worse retrieval",
         "R unsloth #6881, #6939",
         ANY,
-        TOKENS,
+        "TOK-3",
         m.rewritten(lambda prompted: f"<start_of_turn>user\n{prompted}<end_of_turn>\n"),
     ),
     # E. tokens
@@ -536,7 +545,7 @@ DEFECTS = (
         "wrong vectors",
         "R nobodywho #328",
         ANY,
-        TOKENS,
+        "TOK-1",
         m.between("", "e"),
     ),
     Defect(
@@ -546,7 +555,7 @@ DEFECTS = (
         "wrong vectors",
         "R llama.cpp #14280, Ollama's default for GGUF files",
         ANY,
-        TOKENS,
+        "TOK-1",
         m.between("b", ""),
     ),
     Defect(
@@ -556,7 +565,7 @@ DEFECTS = (
         "wrong vectors",
         "R typesense #3038",
         "3 tokens",
-        TOKENS,
+        "TOK-1",
         Mutation(ids=lambda pieces, config: right_ids(pieces, config)[1:-1] if len(pieces) else np.array([config.eos])),
     ),
     Defect(
@@ -566,7 +575,7 @@ DEFECTS = (
         "wrong vectors",
         "R dart_sentencepiece_tokenizer",
         ANY,
-        TOKENS,
+        "TOK-1",
         m.between("e", "b"),
     ),
     Defect(
@@ -576,7 +585,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        TOKENS,
+        "TOK-1",
         m.between("bb", "e"),
     ),
     Defect(
@@ -586,7 +595,7 @@ DEFECTS = (
         "slightly wrong vectors",
         "-",
         ANY,
-        TOKENS,
+        "TOK-1",
         m.between("b", "ee"),
     ),
     Defect(
@@ -596,7 +605,7 @@ DEFECTS = (
         "cosine near 0.1",
         "R typesense #3038",
         "3 tokens",
-        TOKENS,
+        "TOK-5",
         Mutation(ids=lambda pieces, config: right_ids(np.minimum(pieces + 1, config.vocabulary - 1), config)),
     ),
     Defect(
@@ -606,7 +615,7 @@ DEFECTS = (
         "texts that end in a line break, or are empty, differ",
         "M sentence-transformers 5.0 and 5.1",
         "white space at an end",
-        TOKENS,
+        "TOK-4",
         m.rewritten(str.strip),
     ),
     Defect(
@@ -616,7 +625,7 @@ DEFECTS = (
         "code and tables differ",
         "R imp #661",
         "two spaces",
-        TOKENS,
+        "TOK-4",
         m.rewritten(lambda prompted: re.sub(r"\s{2,}", " ", prompted)),
     ),
     Defect(
@@ -626,7 +635,7 @@ DEFECTS = (
         "documents differ",
         "-",
         "a line break",
-        TOKENS,
+        "TOK-4",
         m.rewritten(lambda prompted: prompted.replace("\n", " ")),
     ),
     Defect(
@@ -636,7 +645,7 @@ DEFECTS = (
         "wrong vectors",
         "R llama.cpp #8584",
         ANY,
-        TOKENS,
+        "TOK-4",
         m.rewritten(lambda prompted: " " + prompted),
     ),
     Defect(
@@ -646,7 +655,7 @@ DEFECTS = (
         "names and acronyms differ",
         "-",
         "a capital letter",
-        TOKENS,
+        "TOK-4",
         m.rewritten(str.lower),
     ),
     Defect(
@@ -656,7 +665,7 @@ DEFECTS = (
         "combining marks and full-width letters differ",
         "-",
         "a combining mark",
-        TOKENS,
+        "TOK-4",
         m.rewritten(lambda prompted: unicodedata.normalize("NFKC", prompted)),
     ),
     Defect(
@@ -666,7 +675,7 @@ DEFECTS = (
         "texts about markup differ",
         "M keras-hub 0.32.0",
         "a text with <eos>",
-        TOKENS,
+        "TOK-6",
         Mutation(pieces=m.unparsed),
     ),
     Defect(
@@ -676,7 +685,7 @@ DEFECTS = (
         "long texts differ",
         "M keras-hub 0.32.0's default",
         "257 tokens",
-        TOKENS,
+        "TOK-7",
         m.cut_at(8),
     ),
     Defect(
@@ -686,7 +695,7 @@ DEFECTS = (
         "long texts differ",
         "R vllm-mlx #626, omlx #1687",
         "513 tokens",
-        TOKENS,
+        "TOK-7",
         m.cut_at(4),
     ),
     Defect(
@@ -696,7 +705,7 @@ DEFECTS = (
         "long texts differ",
         "M EmbedAnything",
         "1,025 tokens",
-        TOKENS,
+        "TOK-7",
         m.cut_at(2),
     ),
     Defect(
@@ -706,7 +715,7 @@ DEFECTS = (
         "cosine 0.989 on texts beyond the context",
         "M transformers.js; R typesense #3038",
         "2,049 tokens",
-        TOKENS,
+        "TOK-7",
         Mutation(ids=m.cut_without_eos),
     ),
     Defect(
@@ -716,7 +725,7 @@ DEFECTS = (
         "texts beyond the context differ",
         "C mistral.rs",
         "2,049 tokens",
-        TOKENS,
+        "TOK-7",
         Mutation(ids=m.cut_at_the_start),
     ),
     # F. arithmetic
@@ -727,7 +736,7 @@ DEFECTS = (
         "grows with length",
         "R candle #2917; C EmbedAnything",
         TWENTY,
-        ROTARY,
+        "ROT-1",
         Mutation(config=lambda config: replace(config, full_base=config.sliding_base)),
     ),
     Defect(
@@ -737,7 +746,7 @@ DEFECTS = (
         "grows with length",
         "N litgpt #1993",
         TWENTY,
-        ROTARY,
+        "ROT-1",
         Mutation(config=lambda config: replace(config, sliding_base=config.full_base)),
     ),
     Defect(
@@ -747,7 +756,7 @@ DEFECTS = (
         "grows with length",
         "N gemma.cpp #986",
         TWENTY,
-        ROTARY,
+        "ROT-1",
         Mutation(config=lambda config: replace(config, sliding_base=config.full_base, full_base=config.sliding_base)),
     ),
     Defect(
@@ -757,7 +766,7 @@ DEFECTS = (
         "grows with length",
         "R Ollama #12348; N transformers #41922",
         TWENTY,
-        ROTARY,
+        "ROT-1",
         Mutation(functions=m.scaled_angles(8)),
     ),
     Defect(
@@ -767,7 +776,7 @@ DEFECTS = (
         "wrong vectors",
         "N a common slip",
         SHORT,
-        ROTARY,
+        "ROT-2",
         Mutation(functions={"rotate": m.interleaved}),
     ),
     Defect(
@@ -777,7 +786,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         SHORT,
-        ROTARY,
+        "ROT-3",
         Mutation(functions={"rotate": lambda x, cos, sin: x}),
     ),
     Defect(
@@ -787,7 +796,7 @@ DEFECTS = (
         "wrong vectors",
         "N Liger #74, axolotl #1886, AutoAWQ #562",
         ANY,
-        NORMS,
+        "OPS-2",
         Mutation(functions={"rms_norm": lambda x, weight, epsilon: rms_norm(x, weight - 1, epsilon)}),
     ),
     Defect(
@@ -797,7 +806,7 @@ DEFECTS = (
         "vectors nearly independent of the text: cosine 0.19",
         "R utensils/mold #1074",
         ANY,
-        NORMS,
+        "OPS-2",
         Mutation(functions={"rms_norm": lambda x, weight, epsilon: rms_norm(x, weight + 1, epsilon)}),
         growth=80,
     ),
@@ -808,7 +817,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        NORMS,
+        "OPS-2",
         Mutation(
             functions={
                 "rms_norm": lambda x, weight, epsilon: rms_norm(x - x.mean(axis=-1, keepdims=True), weight, epsilon)
@@ -822,7 +831,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        NORMS,
+        "LAY-2",
         Mutation(functions={"model.rms_norm": lambda x, weight, epsilon: x}),
     ),
     Defect(
@@ -832,7 +841,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        NORMS,
+        "LAY-1",
         Mutation(functions=m.without("post_")),
     ),
     Defect(
@@ -842,7 +851,7 @@ DEFECTS = (
         "wrong vectors",
         "N older Gemma code",
         SHORT,
-        ATTENTION,
+        "ATT-1",
         Mutation(functions={"attention.rms_norm": lambda x, weight, epsilon: x}),
         growth=60,
     ),
@@ -853,7 +862,7 @@ DEFECTS = (
         "slightly wrong vectors",
         "-",
         SHORT,
-        ATTENTION,
+        "ROT-4",
         Mutation(functions=m.norm_after_rotation()),
     ),
     Defect(
@@ -863,7 +872,7 @@ DEFECTS = (
         "wrong vectors",
         "N levanter #978",
         ANY,
-        EMBEDDING,
+        "EMB-1",
         Mutation(functions=m.embedding_scale(lambda config: 1.0)),
     ),
     Defect(
@@ -873,7 +882,7 @@ DEFECTS = (
         "errors of 1e-4 a number",
         "R transformers #29402; C mlx-swift-lm",
         "float32 and a limit near 1e-5",
-        EMBEDDING,
+        "EMB-1",
         Mutation(functions=m.embedding_scale(lambda config: m.bfloat16(math.sqrt(config.width)))),
     ),
     Defect(
@@ -883,7 +892,7 @@ DEFECTS = (
         "wrong vectors",
         "N tensai #248",
         ANY,
-        EMBEDDING,
+        "EMB-1",
         Mutation(functions=m.embedding_scale(lambda config: config.width)),
     ),
     Defect(
@@ -893,7 +902,7 @@ DEFECTS = (
         "errors of 5e-5 a number",
         "N mlx-examples #579, litgpt #1031",
         "float32 and a limit near 1e-5",
-        MLP,
+        "OPS-3",
         Mutation(functions={"gelu": m.exact_gelu}),
     ),
     Defect(
@@ -903,7 +912,7 @@ DEFECTS = (
         "wrong vectors",
         "N a common slip",
         ANY,
-        MLP,
+        "OPS-3",
         Mutation(functions={"gelu": m.silu}),
     ),
     Defect(
@@ -913,7 +922,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        MLP,
+        "OPS-3",
         Mutation(functions={"gelu": lambda x: np.maximum(x, 0)}),
     ),
     Defect(
@@ -923,7 +932,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         ANY,
-        MLP,
+        "MLP-1",
         Mutation(functions={"gated_mlp": m.swapped_mlp}),
     ),
     Defect(
@@ -933,7 +942,7 @@ DEFECTS = (
         "slightly wrong vectors",
         "N nntrainer #3704",
         SHORT,
-        ATTENTION,
+        "ATT-1",
         Mutation(functions={"attend": m.capped_attend}),
     ),
     Defect(
@@ -943,7 +952,7 @@ DEFECTS = (
         "wrong vectors",
         "N llama.cpp #8197",
         SHORT,
-        ATTENTION,
+        "ATT-2",
         Mutation(config=lambda config: replace(config, query_scalar=float(config.width))),
     ),
     Defect(
@@ -953,7 +962,7 @@ DEFECTS = (
         "wrong vectors",
         "N llama.cpp #8444",
         SHORT,
-        ATTENTION,
+        "ATT-2",
         Mutation(config=lambda config: replace(config, query_scalar=1.0)),
         growth=1500,
     ),
@@ -965,7 +974,7 @@ DEFECTS = (
         "vectors of zeros",
         "R MemPalace #2283",
         ANY,
-        POOLING,
+        "HEAD-2",
         Mutation(vector=lambda vector, dimensions: np.zeros(dimensions)),
     ),
 )

@@ -282,9 +282,10 @@ def read_texts(
 
     Raises RefembedError for an empty text, a backend other than NumPy's, or what encode() raises it for.
     """
-    for index, one in enumerate((text, *others)):
+    for place, one in enumerate((text, *others)):
         if not one:
-            raise RefembedError("option-input", "the text is empty: give one with something to look into", index)
+            name = f"text {place} to compare with" if place else "the text"
+            raise RefembedError("option-input", f"{name} is empty: give one with something to look into")
     own = model.checkpoint.prompts
     titles = None if title is None else [title]
     before = prefixes(1, task, prompt, titles, own)[0]
@@ -292,7 +293,7 @@ def read_texts(
     options: dict[str, Any] = {"task": "document"} if asked else {"task": task, "prompt": prompt}
     batches = [
         raise_first(model.prepare([text], task=task, prompt=prompt, titles=titles)),
-        raise_first(model.prepare(others, **options)),
+        raise_first([of_comparison(ids) for ids in model.prepare(others, **options)]),
     ]
     after = prefixes(1, options["task"], options.get("prompt"), None, own)[0]
     ids = batches[0][0]
@@ -300,6 +301,13 @@ def read_texts(
     first = read_text(model, text, ids, before, keys=max(1, KEY_BYTES // (4 * heads * len(ids))))
     rest = [read_text(model, one, ids, after, keys=0) for one, ids in zip(others, batches[1], strict=True)]
     return describe(model, first, rest)
+
+
+def of_comparison(ids: Array | RefembedError) -> Array | RefembedError:
+    """What is wrong with a text to compare with, under the number that the page would give it: from 1."""
+    if isinstance(ids, RefembedError) and ids.index is not None:
+        return RefembedError(ids.id, f"text {ids.index + 1} to compare with: {ids.reason}")
+    return ids
 
 
 def describe(model: Embedder, first: Text, others: Sequence[Text]) -> dict[str, Any]:

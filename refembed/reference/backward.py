@@ -197,7 +197,7 @@ def text_gradients(upstream: Array, ids: Array, parameters: Parameters, config: 
     returns   x (tokens, width)  with respect to the embedded tokens, parameters all others
 
     Source: GRD-1, GRD-6. Runs the forward for its tape, and so needs nothing kept from an earlier one.
-    Witness: golden/gradients two-texts.
+    Witness: golden/gradients attention-pooler.
     """
     tape: dict[str, Array] = {}
     embed(ids, parameters, config, collector(tape))

@@ -83,7 +83,7 @@ def span_counts(tokens: int, denoiser: Denoiser) -> tuple[int, int]:
     tokens   of the text without BOS and EOS, at least 2: one is kept and one removed
 
     Source: DEN-2. Halves are rounded to even. Trap: the product in float32 rounds some halves the other way.
-    Witness: golden/ul2 x64-15.
+    Witness: golden/ul2 s-25.
     """
     if tokens < 2:
         raise ValueError(f"a text of {tokens} tokens has nothing to keep or nothing to remove")
@@ -125,7 +125,7 @@ def spans(tokens: int, denoiser: Denoiser, cuts: Cuts) -> Array:
     returns  (count, 2)  start and end of each, the end left out
 
     Source: DEN-3. Trap: a text begins with a kept token and ends with a removed one, always: T5's rule, not an error.
-    Witness: golden/ul2 r3-15.
+    Witness: golden/ul2 x3-50.
     """
     removed, _ = span_counts(tokens, denoiser)
     kept = piece_lengths(tokens - removed, cuts.kept)  # (count)

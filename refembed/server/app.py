@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from .metrics import Metrics
 
 OPEN = ("/health", "/ready")  # no key needed
 THROWN_AWAY = 4  # times the limit: how much of a refused body is read on, so that its sender reads the answer
+SECONDS_THROWN_AWAY = 5
 SMALL = 8192  # bytes of JSON read, or of vectors written, in less time than it takes to hand them to a thread and back
 LONGEST_WAIT = 60  # seconds that Retry-After may say
 GONE = 499  # as the status of a request whose client did not wait, in the metrics
@@ -118,6 +120,8 @@ class Server:
                 raise RequestError(
                     "time-limit", f"no answer within {self.limits.seconds:g} s; send fewer texts"
                 ) from None
+            except asyncio.CancelledError:
+                raise RequestError("server-stopping", "the server was stopped at once; try again") from None
             self.metrics.cut += asked.cut
             headers = {"x-refembed-cut": str(asked.cut)} if asked.cut else None
             return Response(answer, media_type="application/json", headers=headers)
@@ -239,7 +243,9 @@ def answer_of(dialect: Dialect, asked: Asked, vectors: Vectors, start: float) ->
 async def throw_away(request: Request, most: int) -> None:
     """Read what is left of a body that is refused, within reason."""
     size, more = 0, True
-    while more and size <= most:
-        message = await request.receive()
-        size += len(message.get("body", b""))
-        more = message.get("more_body", False)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SECONDS_THROWN_AWAY):
+            while more and size <= most:
+                message = await request.receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 
 import refembed.checkpoint
 from refembed.conformance.mutation import replaced
-from refembed.reference import encode_tokens, losses, operations, positions
+from refembed.reference import Config, embed, encode_tokens, losses, operations, parameter_shapes, positions
+from refembed.reference.attention import attention as right_attention
+from refembed.reference.layer import layer as right_layer
 
 LESSONS = {
     1: "lesson1_tokens",
@@ -37,6 +39,7 @@ CASE = "length-reach-plus-two"  # 10 tokens: the shortest text that a window of 
 LONG = "length-window-plus-one"  # 17 tokens
 TOLERANCE = 1e-5  # of the largest number: golden stages are float32, and one stage adds little to their rounding
 EXACT = 1e-10  # where the truth is float64
+OTHER = "a model of other sizes and settings: read them all from what is given, and type none in"
 Array = np.ndarray
 Check = Callable[[Any], None]
 EXERCISES: dict[int, dict[str, Check]] = {lesson: {} for lesson in LESSONS}
@@ -137,8 +140,7 @@ def twin() -> given.Checkpoint:
 
 
 def weights(index: int) -> dict[str, Array]:
-    prefix = f"layers.{index}."
-    return {name.removeprefix(prefix): array for name, array in twin().parameters.items() if name.startswith(prefix)}
+    return of_layer(twin().parameters, index)
 
 
 def angles(index: int, tokens: int) -> tuple[Array, Array]:
@@ -154,6 +156,35 @@ def mask_of(index: int, tokens: int) -> Array:
     sliding = settings["layer_types"][index] == "sliding_attention"
     reach = settings["sliding_window"] // 2 if sliding else tokens
     return given.frozen(positions.window_mask(tokens, reach, np.float64))
+
+
+def other_model() -> tuple[dict[str, Any], dict[str, Array], Config]:
+    """A model of other sizes than the twin's, of random numbers: settings, parameters, and the reference's config."""
+    kinds = ("full_attention", "sliding_attention")
+    sizes = {"width": 20, "mlp": 28, "heads": 2, "head": 6, "dense": 24, "dimensions": 12, "layer_kinds": kinds}
+    config = Config(
+        vocabulary=40, reach=2, sliding_base=100.0, full_base=3000.0, query_scalar=9.0, epsilon=0.1, **sizes
+    )
+    settings = {
+        "hidden_size": 20, "head_dim": 6, "query_pre_attn_scalar": 9, "rms_norm_eps": 0.1, "sliding_window": 4,
+        "layer_types": list(kinds), "rope_local_base_freq": 100.0, "rope_theta": 3000.0,
+    }  # fmt: skip
+    shapes = parameter_shapes(config)
+    return settings, {name: numbers(*shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}, config
+
+
+def of_layer(parameters: Mapping[str, Array], index: int) -> dict[str, Array]:
+    prefix = f"layers.{index}."
+    return {name.removeprefix(prefix): array for name, array in parameters.items() if name.startswith(prefix)}
+
+
+def of_another(function: Callable[..., Array], right: Callable[..., Array]) -> None:
+    """Hold one part of a layer to the reference's, on another model: what is typed in, and not read, fits one only."""
+    settings, parameters, config = other_model()
+    place = positions.positions_of(config.layer_kinds[1], 5, config, np.float64)
+    x = numbers(5, 20)
+    got = function(x, of_layer(parameters, 1), *map(given.frozen, place), settings)
+    agree(got, right(x, parameters, 1, config, place), OTHER, tolerance=EXACT)
 
 
 def numbers(*shape: int, seed: int = 0) -> Array:
@@ -209,6 +240,8 @@ def with_ends(learner: Any) -> None:
         "the start is cut, not the end": [2, 7, 8, 9, 10, 1],
     }
     agree(learner.with_ends([5, 6, 7, 8, 9, 10], settings), np.array([2, 5, 6, 7, 8, 1]), "six ids, room for 6", cut, 0)
+    settings = {"bos_token_id": 3, "eos_token_id": 4, "max_position_embeddings": 3}
+    agree(learner.with_ends([5, 6], settings), np.array([3, 5, 4]), OTHER, tolerance=0)
 
 
 @exercise(1)
@@ -221,6 +254,9 @@ def embed_tokens(learner: Any) -> None:
     }
     got = learner.embed_tokens(tokens_of(CASE), twin().parameters, twin().settings)
     agree(got, rows, f"golden/twin {CASE}, embedded", mistakes)
+    settings, parameters, _ = other_model()
+    got = learner.embed_tokens(np.array([2, 30, 1]), parameters, settings)
+    agree(got, parameters["embed_tokens.weight"][[2, 30, 1]] * np.sqrt(20), OTHER, tolerance=EXACT)
 
 
 # Lesson 2 -------------------------------------------------------------------------------------------------------------
@@ -478,6 +514,7 @@ def attention(learner: Any) -> None:
     got = learner.attention(x, weights(index), *angles(index, tokens), mask_of(index, tokens), other)
     by_head = {"the scores are scaled by head_dim, not by query_pre_attn_scalar": changed_attention(index)}
     agree(got, changed_attention(index, scale=1 / 8), "the same with a query_pre_attn_scalar of 64", by_head)
+    of_another(learner.attention, right_attention)
 
 
 def changed_attention(
@@ -531,6 +568,7 @@ def layer(learner: Any) -> None:
             "only attention is added": x + updates[0],
         }
         agree(got, stage(f"layer.{index:02d}.out"), f"golden/twin {CASE}, layer.{index:02d}.out", mistakes)
+    of_another(learner.layer, right_layer)
 
 
 @exercise(5)
@@ -551,6 +589,9 @@ def encode(learner: Any) -> None:
     }
     about = f"golden/twin {CASE}, final_norm: all six layers"
     agree(learner.encode(ids, parameters, settings), stage("final_norm"), about, mistakes, 10 * TOLERANCE)
+    settings, parameters, config = other_model()
+    ids = np.array([2, 30, 7, 7, 12, 1])
+    agree(learner.encode(ids, parameters, settings), encode_tokens(ids, parameters, config), OTHER, tolerance=EXACT)
 
 
 def reference_states(ids: Array, functions: Mapping[str, Any] | None = None, **changes: Any) -> Array:
@@ -619,6 +660,9 @@ def embed_ids(learner: Any) -> None:
             "the dense head is left out": pooled / np.linalg.norm(pooled),
         }
         agree(got, expected, f"golden/twin {case}, embedding", mistakes)
+    settings, parameters, config = other_model()
+    ids = np.array([2, 30, 7, 7, 12, 1])
+    agree(learner.embed_ids(ids, parameters, settings), embed(ids, parameters, config), OTHER, tolerance=EXACT)
 
 
 # Lesson 6 -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from os.path import normpath
 from pathlib import Path
 
@@ -20,6 +21,10 @@ DEFINED = re.compile(r"^### ([A-Z]{3,4}-\d+)$", re.MULTILINE)
 SOURCE = re.compile(r"Source:(.*?)(?:\n\s*\n|Trap:|Witness:|\Z)", re.DOTALL)
 WITNESS = re.compile(r"^\s*Witness: golden/([\w-]+) ([\w-]+)\.$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]+)(#[^)\s]*)?\)")
+FOREIGN = {  # other programs' words
+    "last_hidden_state", "lm_head", "np.add.at", "random_spans_noise_mask", "sentence_embedding", "ubinary",
+}  # fmt: skip
+CODE = re.compile(r"^Code: .*?\.$", re.MULTILINE | re.DOTALL)
 IMPORT = re.compile(r"^(?:>>>|\.\.\.) from (refembed\.reference[\w.]*) import (.+)$", re.MULTILINE)
 
 
@@ -96,7 +101,7 @@ def read_book(root: Path) -> dict[str, Chapter]:
     chapters = {page.stem: read_chapter(root, page) for page in sorted((root / "spec").glob("[0-9]*.md"))}
     files = [file.relative_to(root) for file in sorted((root / REFERENCE).glob("*.py"))]
     code = {file: definitions_of(root, file) for file in files if file.stem != "__init__"}
-    faults = list(not_there(root, chapters, code))
+    faults = [*not_there(root, chapters, code), *unknown_names(root, chapters)]
     for file, definitions in code.items():
         for one in definitions:
             homes = homes_of(one, chapters)
@@ -135,6 +140,39 @@ def not_there(root: Path, chapters: Mapping[str, Chapter], code: Mapping[Path, l
             for name in (name.strip() for name in imported.split(",")):
                 if name not in there:
                     yield f"{chapter.stem}: {file} has no {name}"
+
+
+def unknown_names(root: Path, chapters: Mapping[str, Chapter]) -> Iterator[str]:
+    """Names of code in a chapter's prose that no code has: of a function that was renamed, say."""
+    modules = {file.stem: top_level(file) for file in (root / REFERENCE).glob("*.py")}
+    known = set().union(*modules.values(), FOREIGN)
+    folders = [folder.resolve() for top in ("refembed", "backends") for folder in (root / top).resolve().iterdir()]
+    for file in (file for folder in folders for file in (*folder.rglob("*.py"), *folder.parent.glob("*.py"))):
+        known |= names_in(file.read_text(), words="conformance" not in file.parts)  # whose words name functions
+    known |= {"py", "NN"}
+    for chapter in chapters.values():
+        for module, name in re.findall(r"`(\w+)\.(\w+)[\w.]*`", " ".join(CODE.findall(chapter.text))):
+            if name not in modules.get(module, ()):
+                yield f"{chapter.stem}: there is no {module}.{name}"
+        own = set(re.findall(r"\w+", "".join(FENCE.findall(chapter.text))))
+        for name in dict.fromkeys(re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", prose(chapter.text))):
+            unknown = {part for part in name.split(".") if part and not part.isdigit()} - known - own
+            if unknown and name not in known:
+                yield f"{chapter.stem}: there is no {name}"
+
+
+@cache
+def names_in(source: str, words: bool) -> set[str]:
+    """What a file defines: functions, classes, fields, names, and, if asked, the words in its strings."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif words and isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            found |= set(re.split(r"[^\w]+", node.value)) | {node.value}
+    return found
 
 
 def top_level(file: Path) -> set[str]:

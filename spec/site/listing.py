@@ -1,4 +1,4 @@
-"""Source as it stands, highlighted, a line an address, and beside each line of the forward its witness."""
+"""Source as it stands, highlighted, a line an address, and beside each line that was changed its witness."""
 
 import sys
 from collections import Counter
@@ -20,16 +20,14 @@ FORMATTER = HtmlFormatter(nowrap=True)
 
 @dataclass(frozen=True)
 class Witness:
-    """spec/witness.json: what was changed on each line of the forward, and which golden cases fail for it.
+    """spec/witness.json and training_witness.json: what was changed on each line, and which golden cases fail for it.
 
-    record   mutant id -> line, code, change, fails, raises
-    asked    module -> the cases that judged it
+    record   mutant id -> line, code, change, fails, raises, and of how many cases asked
     argued   mutant id -> why it fails none
     outside  module or module.name -> why it was not changed
     """
 
     record: Mapping[str, Any]
-    asked: Mapping[str, Sequence[str]]
     argued: Mapping[str, str]
     outside: Mapping[str, str]
 
@@ -50,22 +48,45 @@ class Witness:
 
 
 def read_witness(root: Path) -> Witness:
-    """The record, of today's source and golden vectors; BookError where it is not."""
+    """The records, of today's source and golden vectors; BookError where they are not."""
     sys.path[:0] = [folder for name in ("tests/conformance", "golden") if (folder := str(root / name)) not in sys.path]
+    import training_witness
     import witness
     from witness_mutants import OUTSIDE
 
-    text = (root / "spec" / "witness.json").read_text()
-    record = witness.read(text)
-    if stale := witness.stale(record):
-        lines = "\n".join(f"refembed/reference/{id.partition('.')[0]}.py: {id}" for id in stale)
-        raise BookError(f"spec/witness.json is not of the code as it is; make it anew ({witness.__file__}):\n{lines}")
-    if f'"golden": "{witness.golden_edition()}"' not in text:
-        raise BookError("spec/witness.json was made with other golden vectors; make it anew")
-    argued = dict(witness.EQUIVALENT)
-    argued |= {id: f"golden/ lacks {case}" for case, ids in witness.MISSING.items() for id in ids}
+    record: dict[str, Any] = {}
+    for made_by, edition in ((witness, witness.golden_edition()), (training_witness, training_witness.edition())):
+        file = root / "spec" / f"{made_by.__name__}.json"
+        text = file.read_text()
+        part = witness.read(text)
+        if moved := moved_lines(root, part):
+            lines = "\n".join(moved)
+            raise BookError(f"{file.name} is not of the code as it is; make it anew ({made_by.__file__}):\n{lines}")
+        if f'"golden": "{edition}"' not in text:
+            raise BookError(f"{file.name} was made with other golden vectors; make it anew")
+        asked = {id: len(made_by.cases_of(id.partition(".")[0])) for id in part}
+        record |= {id: entry | {"asked": asked[id]} for id, entry in part.items()}
+    argued = witness.EQUIVALENT | training_witness.EQUIVALENT
+    missing = witness.MISSING | training_witness.MISSING
+    argued |= {id: f"golden/ lacks {case}" for case, ids in missing.items() for id in ids}
+    functions = {id.partition(":")[0] for id in record}
+    return Witness(record, argued, {name: why for name, why in OUTSIDE.items() if name not in functions})
+
+
+def moved_lines(root: Path, record: Mapping[str, Any]) -> list[str]:
+    """Mutants whose line is another now. Whether a line lacks mutants takes longer, and tests/conformance asks it."""
     modules = {id.partition(".")[0] for id in record}
-    return Witness(record, {module: witness.cases_of(module) for module in modules}, argued, OUTSIDE)
+    source = {module: (root / REFERENCE / f"{module}.py").read_text().splitlines() for module in modules}
+
+    def code(id: str, entry: Mapping[str, Any]) -> str:
+        line = source[id.partition(".")[0]][entry["line"] - 1 : entry["line"]]
+        return "".join(line).partition("  # ")[0].strip()
+
+    return [
+        f"{REFERENCE}/{id.partition('.')[0]}.py: {id}"
+        for id, entry in record.items()
+        if code(id, entry) != entry["code"]
+    ]
 
 
 def lexer_of(file: Path) -> Any:
@@ -91,7 +112,7 @@ def address(file: Path, line: int) -> str:
 
 def row(file: Path, number: int, code: str, witness: Witness) -> str:
     here = witness.lines.get((file.stem, number), []) if file.parent == REFERENCE else []
-    beside = witnesses(here, witness, file.stem) if here else ""
+    beside = witnesses(here, witness) if here else ""
     id = address(file, number)
     indent = len(code) - len(code.lstrip(" "))
     return (
@@ -100,11 +121,11 @@ def row(file: Path, number: int, code: str, witness: Witness) -> str:
     )
 
 
-def witnesses(here: Sequence[tuple[str, Any]], witness: Witness, module: str) -> str:
+def witnesses(here: Sequence[tuple[str, Any]], witness: Witness) -> str:
     """The cases that fail when this line is changed, the most telling first; opened, every change that was tried."""
     count = Counter(case for _, entry in here for case in entry["fails"])
     order = sorted(count, key=lambda case: (-count[case], witness.failing[case], case))
-    asked = len(witness.asked[module])
+    asked = here[0][1]["asked"]
     changes = "".join(change(id, entry, witness, asked) for id, entry in here)
     summary = f"<b>{escape(order[0])}</b> +{len(order) - 1}" if len(order) > 1 else f"<b>{''.join(order)}</b>"
     if {len(entry["fails"]) for _, entry in here} <= {0, asked}:

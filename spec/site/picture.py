@@ -9,14 +9,16 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-SIZE = {"width": 1120, "height": 735}
+WIDTH = 1120
 
 
 def main(page: Path, out: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        opened = browser.new_page(viewport=SIZE)
+        opened = browser.new_page(viewport={"width": WIDTH, "height": 1400})
         opened.goto(page.resolve().as_uri())
+        end = opened.evaluate("document.getElementById('upper').getBoundingClientRect().bottom")
+        opened.set_viewport_size({"width": WIDTH, "height": int(end)})
         opened.screenshot(path=out)
         browser.close()
 

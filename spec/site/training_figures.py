@@ -73,7 +73,8 @@ def hardness_weight(similarity: Array, alpha: float) -> Array:
 def fig_spread() -> Figure:
     """Eight queries (dots) and their answers (rings) on a sphere, seen from above: crowded at first; after 300 steps on
     the contrastive loss, which is content as soon as each query knows its answer; and with the spread-out loss beside
-    it, which is content at right angles only. It looks at squares of cosines, so opposite is as bad as equal to it.
+    it, which is content at right angles only. It looks at squares of cosines, so opposite is as bad as equal to it. A
+    small case, chosen because three numbers can be drawn: eight random pairs, of one seed, and no model.
     """
     figure, three = panels(1, 3, height=2.7)
     steps = (("at first", 0, 0.0), ("without spread-out", 300, 0.0), ("with spread-out", 300, 1.0))

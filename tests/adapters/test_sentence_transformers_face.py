@@ -63,6 +63,7 @@ def encoding(package: Any, folder: str) -> dict[str, Any]:
         "query": model.encode_query(TEXTS),
         "query by another prompt": model.encode_query(TEXTS, prompt_name="document"),
         "document": model.encode_document(TEXTS, normalize_embeddings=True),
+        "document by another prompt": model.encode_document(TEXTS[:2], prompt_name="query"),
         "document in words": model.encode_document("venus", prompt="say: "),
         "shortened": model.encode(TEXTS, truncate_dim=8),
         "shortened, of length one": model.encode(TEXTS, truncate_dim=8, normalize_embeddings=True),
@@ -281,6 +282,17 @@ def test_refused_by_id() -> None:
             model.max_seq_length = length
     with pytest.raises(TypeError, match="pool"):
         model.encode(["venus"], pool={})
+
+
+def test_a_device_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if on a machine with CUDA a model that is asked for on the CPU, or on CUDA, computes on the other."""
+    monkeypatch.setattr("refembed_torch.backend.TorchBackend.device", lambda self: "cuda")
+    monkeypatch.setattr("refembed_torch.backend.TorchBackend.priority", 20)
+    chosen = {device: face.SentenceTransformer(str(TWIN), device=device) for device in ("cpu", "cuda", "cuda:0", None)}
+    assert [model.model.backend.name for model in chosen.values()] == ["numpy", "torch", "torch", "torch"]
+    assert [model.device for model in chosen.values()] == ["cpu", "cuda", "cuda", "cuda"]
+    with pytest.raises(RefembedError, match="numpy computes on cpu"):
+        chosen["cpu"].to("cuda")
 
 
 def test_the_hubs_client_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ TASKS = {  # name -> folder, what of it, the score
     "Cranfield": ("cranfield", Choice(), "ndcg@10"),
     "XQuAD-R en": ("xquad_r", Choice(collection="paragraphs", documents="en", languages=["en"]), "ndcg@10"),
 }
+NAMES = (*TASKS, "Banking77")
 
 
 def banking(encode: Encode, folder: Path) -> float:
@@ -41,20 +42,24 @@ def banking(encode: Encode, folder: Path) -> float:
     return metrics.classification(vectors, taught, draws, judged, labels)["accuracy"]
 
 
-def scores_of(encode: Encode, data: Path) -> dict[str, float]:
-    return {name: score_on(name, encode, data) for name in TASKS} | {"Banking77": banking(encode, data / "banking77")}
+def scores_of(encode: Encode, data: Path, names: Sequence[str] = NAMES) -> dict[str, float]:
+    return {name: score_on(name, encode, data) for name in names}
 
 
 def score_on(name: str, encode: Encode, data: Path) -> float:
+    if name not in TASKS:
+        return banking(encode, data / "banking77")
     folder, choice, score = TASKS[name]
     return evaluate(encode, data / folder, choice)[-1].scores[score]
 
 
-def measure(model: refembed.Embedder, data: Path) -> Iterator[tuple[int, dict[str, float]]]:
+def measure(
+    model: refembed.Embedder, data: Path, names: Sequence[str] = NAMES
+) -> Iterator[tuple[int, dict[str, float]]]:
     """Scores with whole vectors, then with their first quarter, after the number of dimensions."""
     remembered = Remembered(TextEncoder(model))
     for dimensions in (model.config.dimensions, model.config.dimensions // 4):
-        yield dimensions, scores_of(remembered.at(dimensions), data)
+        yield dimensions, scores_of(remembered.at(dimensions), data, names)
 
 
 class Teacher:
@@ -89,7 +94,7 @@ class ByWords:
 
 
 def show(name: str, weights: str, dimensions: object, found: Mapping[str, float]) -> None:
-    cells = [f"{found[task]:.2f}" if task in found else "-" for task in (*TASKS, "Banking77")]
+    cells = [f"{found[task]:.2f}" if task in found else "-" for task in NAMES]
     print("|", " | ".join([name, weights, str(dimensions), *cells]), "|", flush=True)
 
 
@@ -102,8 +107,8 @@ def main() -> None:
     parser.add_argument("--beside", action="store_true", help="the teacher's and BM25's scores, too")
     given = parser.parse_args()
     data = Path(given.data) / "eval"
-    print("| model | weights | dimensions |", *(f"{name} |" for name in (*TASKS, "Banking77")))
-    print("| --- | --- | --- |", *("--- |" for _ in (*TASKS, "Banking77")))
+    print("| model | weights | dimensions |", *(f"{name} |" for name in NAMES))
+    print("| --- | --- | --- |", *("--- |" for _ in NAMES))
     for folder in given.folders:
         model = refembed.load(folder)
         for dimensions, found in measure(model, data):

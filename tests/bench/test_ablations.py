@@ -3,14 +3,18 @@
 import gzip
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import ablations
 import ablations_page
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as some
+from refembed_torch.train import loop
 from refembed_torch.train.state import digest
 from scipy.stats import ttest_1samp
 
@@ -101,11 +105,37 @@ def write_data(folder: Path) -> None:
     write(xquad / "qrels_paragraphs.tsv.gz", ["query-id\tcorpus-id\tscore", *judged])
 
 
-def test_a_tiny_run(tmp_path: Path) -> None:
-    """Wrong if the runs the page is made of would not run, or what has ended would be trained again."""
+class Here:
+    """A pool of no process, whose work is done when it is handed over."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., float], *given: Any) -> "Future[float]":
+        ended: Future[float] = Future()
+        ended.set_result(work(*given))
+        return ended
+
+
+def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if the runs the page is made of would not run, or what has ended would be trained again.
+
+    They run in this process, and without plots, which take longer; the second time as the command runs them.
+    """
     write_data(tmp_path / "data")
     work, only = tmp_path / "work", ("soup-1", "attention-1", "aware-1")
-    ablations.run(work, tmp_path / "data", 1, 0.004, only)
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr(ablations, "ProcessPoolExecutor", Here)
+        patch.setattr(loop.plot, "curves", lambda *_: None)
+        ablations.run(work, tmp_path / "data", 1, 0.004, only)
+    torch.set_num_threads(threads)
     figures = ablations_page.figures_of(list(ablations.log_lines(work)))
     assert set(figures) == {"pairs", *ablations.EXPERTS, "soup", "attention", "aware"}
     held = {ablations.HELD, f"{ablations.HELD} {ablations.INT4}"}

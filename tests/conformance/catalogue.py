@@ -56,7 +56,8 @@ def page() -> str:
             lines += [
                 f"### {defect.id}\n",
                 f"{defect.family}: {defect.title}. What users see: {defect.effect}. Seen in: {seen}. "
-                f"Least input that shows it: {defect.exposed}. What is right: [{defect.chapter}]({defect.chapter}).\n",
+                f"Least input that shows it: {defect.exposed}. What is right: "
+                f"[{defect.requirement}]({defect.chapter}#{defect.requirement.lower()}).\n",
                 "| suite | " + " | ".join(PRECISIONS) + " | best case |",
                 "| --- |" + " --- |" * (len(PRECISIONS) + 1),
             ]

@@ -6,6 +6,9 @@ real calls); `Source:`, ids of a chapter that stands beside it; one `Witness:`, 
     Witness: golden/FOLDER CASE.
     Witness: tests/FILE.py TEST.
 
+What it cites is entered twice: a requirement's section names, after `Code:`, the functions that cite it, so that an id
+of the right chapter and the wrong section is seen. Every id, defect and mistake that it names is one that there is.
+
 A function within a function says the shape of what it returns, on its return; its lines are its owner's in all else.
 """
 
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import refembed.reference
+from refembed.conformance.defects import DEFECTS
+from refembed.conformance.loss_mistakes import MISTAKES
 
 FOLDER = Path(refembed.reference.__file__).parent
 ROOT = FOLDER.parents[1]
@@ -25,6 +30,9 @@ SOURCE = re.compile(r"^Source: (.*?)(?=\n\n|\bTrap:|^Witness:|\Z)", re.MULTILINE
 WITNESS = re.compile(r"^Witness: (golden/[\w-]+|tests/[\w/]+\.py) ([\w-]+)\.$", re.MULTILINE)
 BESIDE = re.compile(r"((?:`\w+`(?:,\s|\sand\s)?)*)(?: in\s+)?\[`\w+\.py`\]\(\.\./refembed/reference/(\w+)\.py\)")
 OF_ARRAYS = re.compile(r"\b(Array|ndarray|NDArray|Batch|Gradients?)\b")  # types that do not say their shapes
+CODE = re.compile(r"^Code: (.*?)\.$", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"\((?:of )?(?:defects? )?([A-Z]\d\b(?:, [A-Z]\d\b)*)\)")  # (defects C3, D4)
+MISTAKE = re.compile(r"\(mistake\s+([a-z0-9-]+)\)")
 WITHIN = re.compile(r"\b(Array|Gradients)\b")  # a Batch made within a function has its argument's shapes
 
 
@@ -37,6 +45,8 @@ class Chapter:
     modules: frozenset[str]
     functions: frozenset[str]  # module.function, where only these of a module stand beside it
     links: frozenset[str]
+    code: Mapping[str, frozenset[str]]  # requirement -> module.function, as its section names them
+    traps: frozenset[str]  # the catalogue's letters and numbers that the page tells of
 
     def is_beside(self, module: str, function: str) -> bool:
         return module in self.modules or f"{module}.{function}" in self.functions
@@ -50,7 +60,17 @@ def chapter(name: str, text: str) -> Chapter:
         frozenset(module for names, module in beside if not names),
         frozenset(f"{module}.{function}" for names, module in beside for function in re.findall(r"`(\w+)`", names)),
         frozenset(re.findall(r"\]\(([\w-]+\.md)", text)),
+        {id: frozenset(re.findall(r"`(\w+\.[\w.]+)`", " ".join(CODE.findall(part)))) for id, part in sections(text)},
+        frozenset(re.findall(r"\b[A-Z]\d\b", " ".join(re.findall(r"\*\*([^*]+)\*\*", text.partition("## Traps")[2])))),
     )
+
+
+def sections(text: str) -> Iterator[tuple[str, str]]:
+    """Requirement -> what stands below its heading."""
+    for part in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)[1:]:
+        id, _, rest = part.partition("\n")
+        if ID.fullmatch(id):
+            yield id, rest
 
 
 def chapters() -> dict[str, Chapter]:
@@ -82,14 +102,16 @@ def computes(node: ast.FunctionDef) -> bool:
 
 
 def without_shape(node: ast.FunctionDef, given: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Arrays taken and returned whose shape is not among those given, as (kind, subject)."""
+    """Arrays taken and returned whose shape is not among those given, as (kind, subject); dicts without a line."""
+    doc = ast.get_docstring(node) or ""
     given_by = node.args.posonlyargs + node.args.args + [node.args.vararg] + node.args.kwonlyargs
     typed = [("argument", a.arg, a.annotation) for a in given_by if a] + [("return", "", node.returns)]
     for kind, name, annotation in typed:
         words = ast.unparse(annotation) if annotation else ""
         if OF_ARRAYS.search(words) and "dict" not in words and "Callable" not in words and (kind, name) not in given:
             yield f"no shape of {kind} {name}".strip()
-    doc = ast.get_docstring(node) or ""
+        if "dict" in words and kind == "argument" and not re.search(rf"^{name}  ", doc, re.MULTILINE):
+            yield f"no line of argument {name}"
     if "dict" in ast.unparse(node.returns or ast.Constant("")) and not re.search(r"^returns  ", doc, re.MULTILINE):
         yield "no line of what it returns"
 
@@ -117,6 +139,23 @@ def wrong_source(module: str, name: str, ids: list[str], pages: Mapping[str, Cha
             yield f"Source {id} is defined nowhere"
         elif own and home[id] not in own and not any(home[id].name in page.links for page in own):
             yield f"Source {id} is of {home[id].name}, which the chapter beside it does not name"
+        elif f"{module}.{name}" not in home[id].code[id]:
+            yield f"Source {id} does not name it after Code:"
+    for id, named in ((id, named) for page in pages.values() for id, named in page.code.items()):
+        if f"{module}.{name}" in named and id not in ids:
+            yield f"no Source {id}, which names it after Code:"
+
+
+def wrong_names(doc: str, pages: Mapping[str, Chapter]) -> Iterator[str]:
+    """Ids anywhere in a docstring, defects and mistakes that there are not."""
+    ids = {id for page in pages.values() for id in page.ids}
+    traps = {one.family for one in DEFECTS} | {trap for page in pages.values() for trap in page.traps}
+    mistakes = {one.id for one in MISTAKES}
+    yield from (f"{id} is defined nowhere" for id in expand(SOURCE.sub("", doc)) if id not in ids)
+    yield from (
+        f"defect {one} is not there" for part in NAMED.findall(doc) for one in part.split(", ") if one not in traps
+    )
+    yield from (f"mistake {one} is not there" for one in MISTAKE.findall(doc) if one not in mistakes)
 
 
 def wrong_witness(doc: str, cases: Mapping[str, set[str]], root: Path = ROOT) -> Iterator[str]:
@@ -148,6 +187,7 @@ def faults(
         wrong += without_shape(node, shapes.get(node.name, ()))
         wrong += nested_without_shape(node, source)
         wrong += wrong_source(module, name, cited(doc), pages)
+        wrong += wrong_names(doc, pages)
         wrong += wrong_witness(doc, cases) if computes(node) else ()
         found += [f"{module}.{name}: {one}" for one in wrong]
     return found

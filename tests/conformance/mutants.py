@@ -1,7 +1,7 @@
 """Ports made of the reference with something changed: the twin in any float type, and a Port of a Mutation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,23 @@ def opened(folder: Path, dtype: str) -> Model:
     return Model(checkpoint.config, checkpoint.parameters(np.dtype(dtype)), tokenizer, checkpoint.prompts)
 
 
+@dataclass(frozen=True)
+class Remembering(Model):
+    """For one mutation: a text is computed once, however often, with which texts and with whose prompt it is asked for.
+
+    Of the texts it is sent with a mutation knows only where it pads, and of its prompt only where it pools.
+    """
+
+    known: dict[object, Array] = field(default_factory=dict)
+
+    def raw(self, ids: Array, batch: Sequence[int], prompt: int = 0, mutation: Mutation = RIGHT) -> Array:
+        sent_with = tuple(batch) if mutation.padding else None
+        key = ids.tobytes(), sent_with, mutation.pool and (mutation.pool, prompt)
+        if key not in self.known:
+            self.known[key] = super().raw(ids, batch, prompt, mutation)
+        return self.known[key].copy()
+
+
 class MutantPort:
     """A port that has this mutation. What only prompts show, it shows only where it puts them itself.
 
@@ -51,7 +68,8 @@ class MutantPort:
         prompts_only: bool = False,
         traces: bool = False,
     ) -> None:
-        self.name, self.model, self.mutation, self.after = "mutant", twin_model(dtype), mutation, after
+        self.name, self.mutation, self.after = "mutant", mutation, after
+        self.model = Remembering(**vars(twin_model(dtype)))
         self.given = replace(mutation, prompt=None, pool=None) if prompts_only else mutation
         self.can = frozenset({"embed", "prompts", *(["trace", "tokenize"] if traces else [])})
 

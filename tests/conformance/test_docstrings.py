@@ -79,6 +79,12 @@ NO_WITNESS = "0 Witness, 0 of them golden/FOLDER CASE. or tests/FILE.py TEST."
         ("Source: OPS-1.", "Source: the paper.", "no Source"),
         ("OPS-1", "ATT-2", "no Source of a chapter beside it, in ATT-2"),
         ("OPS-1", "OPS-1, ATT-2", OPS_ELSEWHERE),
+        ("OPS-1", "OPS-1, OPS-2", "Source OPS-2 does not name it after Code:"),
+        ("Multiply.", "Multiply, as OPS-99 says.", "OPS-99 is defined nowhere"),
+        ("defect D3", "defect Z9", "defect Z9 is not there"),
+        ("defect D3", "defects D3, D9", "defect D9 is not there"),
+        ("(defect D3)", "(mistake matching-cosine-squared)", "mistake matching-cosine-squared is not there"),
+        ("weight: Array)", "weight: Array, parts: dict[str, Array])", "no line of argument parts"),
         ("OPS-1", "OPS-99, OPS-1", "Source OPS-99 is defined nowhere"),
         ("    Witness: golden/twin length-two.\n", "", NO_WITNESS),
         ("golden/twin length-two.", "the tests.", "1 Witness, 0 of them golden/FOLDER CASE. or tests/FILE.py TEST."),
@@ -105,7 +111,22 @@ def test_a_planted_fault_is_noticed(right: str, planted: str, said: str) -> None
     """Wrong if the lint would pass a function that leaves something out or says what is not so."""
     assert right in GOOD
     assert faults("operations", GOOD) == []
-    assert faults("operations", GOOD.replace(right, planted)) == [f"operations.linear: {said}"]
+    assert faults("operations", GOOD.replace(right, planted))[0] == f"operations.linear: {said}"
+
+
+def test_a_right_chapters_wrong_requirement_is_noticed() -> None:
+    """Wrong if a function could cite another requirement of its chapter than the one that names it."""
+    assert faults("operations", GOOD.replace("OPS-1", "OPS-2")) == [
+        "operations.linear: Source OPS-2 does not name it after Code:",
+        "operations.linear: no Source OPS-1, which names it after Code:",
+    ]
+
+
+def test_every_name_after_code_is_a_function() -> None:
+    """Wrong if a chapter named code that is not there."""
+    named = {name for page in PAGES.values() for names in page.code.values() for name in names}
+    assert named <= {f"{path.stem}.{name}" for path in FILES for name, _ in lint.functions(path.read_text())}
+    assert len(named) > 100
 
 
 def test_methods_and_private_functions_are_held() -> None:

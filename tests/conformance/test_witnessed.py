@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("witnessed.py")
-# The functions whose witness is asked here; all others have theirs held by the four tests that witnessed.py names.
-FEWEST = 30
+# The functions whose witness is asked here; all others have theirs held by the tests that witnessed.py names.
+FEWEST = 20
 MASK = "decoder.causal_mask=tests/reference/test_reference_decoder.py"
 
 
@@ -19,8 +19,8 @@ def answers(*asked: str) -> list[dict[str, Any]]:
 
 
 def false_witnesses(found: list[dict[str, Any]]) -> list[str]:
-    """Functions whose witness fails as they are, or passes for more than half of their changes."""
-    return [one["function"] for one in found if not one["sound"] or 2 * len(one["unseen"]) > one["tried"]]
+    """Functions whose witness fails as they are, or passes for more than one in four of their changes."""
+    return [one["function"] for one in found if not one["sound"] or 4 * len(one["unseen"]) > one["tried"]]
 
 
 def test_every_witness_fails_when_its_function_changes() -> None:

@@ -2,12 +2,12 @@
 
 python tests/conformance/traceability.py --out spec
 
-Read from the chapters' headings, the docstrings of refembed and backends, witness.json and the catalogues of mistakes.
+Read from the chapters' headings, the docstrings of refembed and backends, witness.json and training_witness.json, and
+the catalogues of mistakes, each of which says which requirement it breaks.
 """
 
 import argparse
 import ast
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from docstring_lint import CHAPTERS, ROOT, WITNESS, expand
+from witness import read
 
 from refembed.conformance.defects import DEFECTS
 from refembed.conformance.loss_mistakes import MISTAKES
 
 REFERENCE = "refembed/reference/"
-FAMILY = re.compile(r"\b[A-G]\d?\b")
-MISTAKE = re.compile(r"\bmistake ([a-z0-9-]+)")
 SHORT = re.compile(r"\b([A-Z]{3,4}-\d+)((?:, \d+)+)\b")  # TOK-1, 4, 5
 MOST_SHOWN = 4
 
@@ -77,8 +76,6 @@ class Code:
     line: int
     ids: tuple[str, ...]
     witnesses: tuple[tuple[str, str], ...]  # (golden/FOLDER or tests/FILE.py, case or test)
-    families: frozenset[str]  # of the catalogue of defects, as its traps name them
-    mistakes: frozenset[str]  # of the losses, by id
 
     def __str__(self) -> str:
         place = f"[{Path(self.file).name}:{self.line}](../{self.file}#L{self.line})"
@@ -110,11 +107,7 @@ def code_of(file: str, source: str, known: set[str]) -> list[Code]:
     for name, line, doc in documented(ast.parse(source)):
         ids = tuple(id for id in ids_in(doc) if id in known)
         if ids and not (file.startswith(REFERENCE) and not name):  # the reference's modules cite for their functions
-            _, _, trap = doc.partition("Trap:")
-            trap = trap.partition("Witness:")[0]
-            families = frozenset(FAMILY.findall(" ".join(re.findall(r"\(([^)]*)\)", trap))))
-            mistakes = frozenset(MISTAKE.findall(doc))
-            found.append(Code(file, name, line, ids, tuple(WITNESS.findall(doc)), families, mistakes))
+            found.append(Code(file, name, line, ids, tuple(WITNESS.findall(doc))))
     return found
 
 
@@ -135,13 +128,13 @@ def requirements() -> dict[str, str]:
 
 
 def mutants() -> dict[str, tuple[int, int]]:
-    """module.function -> (mutants made, mutants that a golden case kills), of spec/witness.json."""
-    stored = json.loads((ROOT / "spec" / "witness.json").read_text())
+    """module.function -> (mutants made, mutants that a golden case kills), of the records in spec/."""
     made: Counter[str] = Counter()
     killed: Counter[str] = Counter()
-    for id, entry in stored["mutants"].items():
-        made[id.partition(":")[0]] += 1
-        killed[id.partition(":")[0]] += bool(stored["failing"][entry["fails"]])
+    for name in ("witness.json", "training_witness.json"):
+        for id, entry in read((ROOT / "spec" / name).read_text()).items():
+            made[id.partition(":")[0]] += 1
+            killed[id.partition(":")[0]] += bool(entry["fails"])
     return {name: (made[name], killed[name]) for name in made}
 
 
@@ -176,10 +169,11 @@ class Row:
         own = [one for one in self.code if one.file.startswith(REFERENCE)]
         names = [f"{Path(one.file).stem}.{one.name}" for one in own]
         counts = [f"`{name}` {made[name][1]}/{made[name][0]}" for name in names if name in made]
-        families = {family for one in own for family in one.families}
-        defects = [one.id for one in DEFECTS if one.family in families]
-        mistakes = [one.id for one in MISTAKES if any(one.id in each.mistakes for each in own)]
-        return counts + shown([f"`{id}`" for id in defects + mistakes])
+        return [*counts, *(f"`{id}`" for id in self.mistakes)]
+
+    @property
+    def mistakes(self) -> list[str]:
+        return [one.id for one in (*DEFECTS, *MISTAKES) if one.requirement == self.id]
 
 
 def reasons() -> dict[str, str]:
@@ -223,19 +217,9 @@ and no code, {none} neither. Those come last, each with the reason and the tests
 *Code*: functions, classes and modules whose docstrings cite the requirement; the reference first. *Golden cases*: what
 the `Witness:` of those functions names, by folder and case ([golden](../golden/README.md)); a test where there is none.
 *Changes*: the reference's functions, with how many of their mutants a golden case kills, of how many
-([witness.md](witness.md)); mutants of the losses and of the backward pass are counted by test_losses.py and
-test_gradients.py in tests/conformance, where every one is killed or argued about. After them known mistakes, by their
-names in [defects.md](defects.md) and [10-losses.md](10-losses.md): those whose family the function's docstring gives as
-its trap. Every one of the forward's stands below by chapter.
+([witness.md](witness.md) and training_witness.json beside it); then every known mistake that breaks this requirement
+first, by its name in [defects.md](defects.md) or [10-losses.md](10-losses.md). A mistake stands in one row only.
 """
-
-
-def by_chapter() -> dict[str, list[str]]:
-    """Every known mistake of the forward and of its use, under the chapter that the catalogue names."""
-    chapters: dict[str, list[str]] = {}
-    for one in sorted(DEFECTS, key=lambda one: one.chapter):
-        chapters.setdefault(Path(one.chapter).name, []).append(one.id)
-    return chapters
 
 
 def page() -> str:
@@ -250,8 +234,6 @@ def page() -> str:
         code = "<br>".join(shown([str(one) for one in row.code])) or "none"
         cases = ", ".join(shown(row.golden)) or ", ".join(shown(row.tests)) or "none"
         lines.append(f"| {address} | {code} | {cases} | {', '.join(row.mutations(made)) or 'none'} |")
-    lines += ["", "## Known mistakes by the chapter that has it right", "", "| chapter | mistakes |", "| --- | --- |"]
-    lines += [f"| [{name}]({name}) | {', '.join(f'`{id}`' for id in ids)} |" for name, ids in by_chapter().items()]
     lines += ["", "## What lacks code or a golden case", "", "| requirement | lacks | why, and what holds it |"]
     lines += ["| --- | --- | --- |"]
     lines += [f"| {row.id} | {row.gap} | {reasons()[row.id]} |" for row in table if row.gap]

@@ -281,13 +281,15 @@ def record_of(chosen: Iterable[Mutant]) -> dict[str, Any]:
     return record
 
 
-def written(record: Mapping[str, Any]) -> str:
-    """The record as JSON. Few sets of failing cases differ, so each is written once and named by its number."""
+def written(record: Mapping[str, Any], edition: str) -> str:
+    """The record as JSON, with the edition of golden/ that judged. Few sets of failing cases differ, so each is written
+    once and named by its number.
+    """
     sets = sorted({tuple(entry["fails"]) for entry in record.values()}, key=lambda cases: (len(cases), cases))
     numbered = {id: entry | {"fails": sets.index(tuple(entry["fails"]))} for id, entry in record.items()}
     lines = ",\n".join(f"  {json.dumps(id)}: {json.dumps(entry, ensure_ascii=False)}" for id, entry in numbered.items())
     failing = ",\n".join(f"  {json.dumps(cases)}" for cases in sets)
-    return f'{{\n "golden": "{golden_edition()}",\n "failing": [\n{failing}\n ],\n "mutants": {{\n{lines}\n }}\n}}\n'
+    return f'{{\n "golden": "{edition}",\n "failing": [\n{failing}\n ],\n "mutants": {{\n{lines}\n }}\n}}\n'
 
 
 def read(text: str) -> dict[str, Any]:
@@ -349,8 +351,8 @@ Which golden cases fail when a line of the reference is changed. This page, and 
 small change, and lets [golden](../golden/README.md) judge them. Mutants of `quantize.py` are judged bit for bit by
 golden/quantised; all others by golden/twin as any port is ([protocol.md](protocol.md)), from the golden tokens in
 float64, and case {float32} in float32 too: final vectors and every stored stage within float32's bounds and
-of the parameters' float type. The losses and the backward pass have mutants of their own, in test_losses.py and
-test_gradients.py beside it, judged by golden/losses and golden/gradients.
+of the parameters' float type. Mutants of the losses, the backward pass, UL2 and the poolers are judged by
+golden/losses, golden/gradients and golden/ul2 (training_witness.py beside it); the site shows them beside their lines.
 
 Killed: **{killed} of {counted}, {share:.1%}**; {equivalent} more are equivalent. {raising} of the killed raise an error
 for every text, or give vectors of another shape; of the other {running}, {run_killed} are killed, {run_share:.1%}.
@@ -430,7 +432,7 @@ def main() -> None:
     folder, only = parser.parse_args().out, parser.parse_args().only
     kept = read((folder / "witness.json").read_text()) if only else {}
     record = {one.id: kept[one.id] if only and one.module != only else record_of([one])[one.id] for one in mutants()}
-    (folder / "witness.json").write_text(written(record))
+    (folder / "witness.json").write_text(written(record, golden_edition()))
     if unargued(record):
         sys.exit("argue in EQUIVALENT or MISSING about survivors, and nothing else:\n" + "\n".join(unargued(record)))
     (folder / "witness.md").write_text(page(record))

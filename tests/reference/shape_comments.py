@@ -24,6 +24,7 @@ import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -323,6 +324,11 @@ def watch(folder: Path, run: Callable[[], object]) -> list[Call]:
 # Comparing ------------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _parsed(size: str) -> ast.expr:
+    return ast.parse(size, mode="eval").body
+
+
 def _solve(size: ast.expr, real: int, known: dict[str, int]) -> bool | None:
     """Whether an expression is this size; None if too little is known. One unknown letter becomes known."""
 
@@ -378,9 +384,7 @@ def _match(claim: Claim, seen: Seen, known: dict[str, int], lead: list[tuple[int
         shape = shape[cut:]
     if len(sizes) != len(shape):
         return False
-    results = [
-        _solve(ast.parse(size.strip(), mode="eval").body, real, known) for size, real in zip(sizes, shape, strict=True)
-    ]
+    results = [_solve(_parsed(size.strip()), real, known) for size, real in zip(sizes, shape, strict=True)]
     return False if False in results else None if None in results else True
 
 

@@ -228,15 +228,16 @@ def test_gradient_of_fake_quantising(weight: NDArray[Any], grid: Grid, factor: f
     np.testing.assert_array_equal(found[clear], expected[clear])
 
 
+@pytest.mark.parametrize("step", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_gradient_at_cut_numbers(grid: Grid) -> None:
+def test_gradient_at_cut_numbers(grid: Grid, step: float) -> None:
     """If this failed, the gradient would stop at another place than where the forward pass begins to cut."""
-    limit = LARGEST[grid.bits]
+    edge = np.float32((LARGEST[grid.bits] + 0.5) * step)
+    beyond = np.nextafter(edge, np.float32(np.inf))
     weight = np.zeros((1, BLOCK), np.float32)
-    weight[0, :6] = [limit + 0.25, limit + 0.75, -limit - 0.25, -limit - 0.75, 0.3, 10 * limit]
+    weight[0, :6] = [edge, beyond, -edge, -beyond, 0.3 * step, 10 * edge]
     upstream = np.arange(1.0, BLOCK + 1)[None]
-    scales = np.ones((1, 1), np.float16)
-    found = fake_quantize_gradient(upstream, weight, grid, scales)
+    found = fake_quantize_gradient(upstream, weight, grid, np.full((1, 1), step, np.float16))
     np.testing.assert_array_equal(found[0, :6], [1, 0, 3, 0, 5, 0])
     np.testing.assert_array_equal(found[0, 6:], upstream[0, 6:])
 

@@ -10,6 +10,10 @@ import pytest
 from serving import JSON, Running
 
 import refembed
+from refembed.server.dialects import OLLAMA as OLLAMA_DIALECT
+from refembed.server.dialects import OPENAI as OPENAI_DIALECT
+from refembed.server.dialects import TEI as TEI_DIALECT
+from refembed.server.dialects import RequestError
 
 OPENAI, TEI, OLLAMA = "/v1/embeddings", "/embed", "/api/embed"
 LONG = "the red planet " * 40
@@ -223,6 +227,25 @@ def test_field_at_fault_is_named(server: Running) -> None:
     ):
         answer = server.ask(OPENAI, {"model": "embeddinggemma", "input": "a", **body})
         assert answer.json["error"]["param"] == field, answer.body
+
+
+@pytest.mark.parametrize(
+    ("id", "status", "type", "tei", "tei_type"),
+    [
+        ("key-wrong", 401, "invalid_request_error", 401, "Unauthorized"),
+        ("body-slow", 408, "invalid_request_error", 408, "Validation"),
+        ("queue-full", 429, "requests", 429, "Overloaded"),
+        ("compute-failed", 500, "server_error", 424, "Backend"),
+        ("server-stopping", 503, "server_error", 503, "Unhealthy"),
+        ("time-limit", 504, "server_error", 504, "Overloaded"),
+    ],
+)
+def test_what_is_no_fault_of_the_request(id, status, type, tei, tei_type) -> None:
+    """Wrong if clients that look at status and type cannot tell when to try again."""
+    error = RequestError(id, "why")
+    assert (OPENAI_DIALECT.status(error), OPENAI_DIALECT.error(error)["error"]["type"]) == (status, type)
+    assert (TEI_DIALECT.status(error), TEI_DIALECT.error(error)) == (tei, {"error": "why", "error_type": tei_type})
+    assert (OLLAMA_DIALECT.status(error), OLLAMA_DIALECT.error(error)) == (status, {"error": "why"})
 
 
 def test_long_message_is_cut(server: Running) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import os
 import re
 import shutil
@@ -138,6 +139,26 @@ def test_typical_mistakes(lesson, exercise, right, wrong, words, solved):
     outcome = verdicts(lesson, solved)[exercise]
     assert outcome.verdict == check.WRONG, outcome
     assert words in outcome.words
+
+
+SETTINGS = json.loads((ROOT / "golden/twin/checkpoint/config.json").read_text())
+READ = [  # every place where a solution reads a setting
+    (lesson, number, found[1])
+    for lesson, source in SOURCES.items()
+    for number, found in enumerate(re.finditer(r'settings\["(\w+)"\]', source))
+]
+
+
+@pytest.mark.parametrize(("lesson", "number", "name"), READ)
+def test_a_number_of_the_twin_typed_in_is_noticed(lesson, number, name, solved):
+    """Wrong if a solution passes that has the twin's own number for a setting, and so fits the twin alone."""
+    counted = itertools.count()
+    typed = re.sub(
+        r'settings\["\w+"\]', lambda f: repr(SETTINGS[name]) if next(counted) == number else f[0], SOURCES[lesson]
+    )
+    assert typed != SOURCES[lesson]
+    (solved / f"{LESSONS[lesson]}.py").write_text(typed)
+    assert {one.verdict for one in verdicts(lesson, solved).values()} - {check.RIGHT}
 
 
 BROKEN = [  # what is done to lesson 2's solution, the verdict on rms_norm, words it must say

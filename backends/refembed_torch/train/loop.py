@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from refembed.errors import RefembedError
-from refembed.output import whole_file
+from refembed.output import lock_file, whole_file
 from refembed.progress import Progress
 
 from . import plot
@@ -164,14 +164,7 @@ def to_write(place: Path) -> Iterator[None]:
 
 
 def lock(handle: int, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing keeps two runs apart there
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RefembedError("train-state", f"another process is training in {out}") from error
+    lock_file(handle, RefembedError("train-state", f"another process is training in {out}"))
 
 
 def finished(out: Path, mark: str) -> dict[str, Any] | None:
