@@ -8,7 +8,8 @@ refembed.reference is the model's specification in NumPy; the rest makes it usab
 
 from .embedder import Embedder, load
 from .errors import RefembedError
+from .index import Index, open_index
 from .vectors import nearest, quantize_vectors, similarity
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "RefembedError", "load", "nearest", "quantize_vectors", "similarity"]
+__all__ = ["Embedder", "Index", "RefembedError", "load", "nearest", "open_index", "quantize_vectors", "similarity"]

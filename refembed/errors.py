@@ -93,6 +93,13 @@ ERRORS = {
     "calibration-texts": "a file to calibrate with has no usable text",
     "title-field": "no line has a title in the named field",
     "line-field": "a line has no text in the named field",
+    # an index
+    "index-missing": "the folder holds no index",
+    "index-damaged": "a file of the index is missing, of another size, or not what was written",
+    "index-newer": "the index is of a later format",
+    "index-model": "the index was made with another model",
+    "index-in-use": "another process is changing the index",
+    "index-ids": "ids are not one text for each text, or none is in the index",
     # golden vectors
     "golden-missing": "the golden folder or its manifest is not there",
     "golden-data": "the golden folder is none that a port can be asked by",

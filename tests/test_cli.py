@@ -29,7 +29,7 @@ from refembed.cli import main
 
 SCRIPT = str(Path(sys.executable).with_name("refembed"))
 TEXTS = ["the end", "in the air", "", "Ünïcode ✓ \u2028 line", "the end", 'quo"te\\ \t']
-FIVE = ["embed", "similarity", "search", "inspect", "doctor"]
+FIVE = ["embed", "similarity", "search", "index", "inspect", "doctor"]
 USERS = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 Run = Callable[..., tuple[int, str, str]]
 
@@ -638,7 +638,7 @@ def test_one_line_a_result(run: Run, use, here) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- search
 CORPUS = ["the end", "in the air", "birds", "a", "the the the"]
-KEPT = "notes.txt.refembed.safetensors"
+KEPT = "notes.txt.refembed"
 
 
 def test_search_finds(run: Run, use, model, here) -> None:
@@ -673,16 +673,6 @@ def test_search_keeps_and_reuses(run: Run, use, here, monkeypatch) -> None:
     assert sum(counts) == 2, "the two queries"
 
 
-def other_text(here: Path, folder: Path) -> list[str]:
-    lines(here / "notes.txt", [*CORPUS[:-1], "changed"])
-    return []
-
-
-def one_more(here: Path, folder: Path) -> list[str]:
-    lines(here / "notes.txt", [*CORPUS, "one more"])
-    return []
-
-
 def other_weights(here: Path, folder: Path) -> list[str]:
     from support import SMALL, random_parameters
 
@@ -709,8 +699,6 @@ def other_context(here: Path, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "change",
     [
-        other_text,
-        one_more,
         other_weights,
         other_pooling,
         other_prompt,
@@ -719,8 +707,6 @@ def other_context(here: Path, folder: Path) -> list[str]:
         lambda here, folder: ["--backend", "loopback"],
     ],
     ids=[
-        "other-text",
-        "one-more",
         "other-weights",
         "other-pooling",
         "other-prompt",
@@ -730,16 +716,42 @@ def other_context(here: Path, folder: Path) -> list[str]:
     ],
 )
 def test_search_embeds_again(run: Run, here, tmp_path_factory, monkeypatch, change) -> None:
-    """Old vectors answer for a changed corpus, model or option, and nobody notices."""
+    """Old vectors answer for a changed model or option, and nobody notices."""
     folder = write_checkpoint(tmp_path_factory.mktemp("model"))
     lines(here / "notes.txt", CORPUS)
     assert run("search", "notes.txt", "in the", "--model", folder)[0] == 0
     options = change(here, folder)
     counts = count_encoded(monkeypatch)
     found = run("search", "notes.txt", "in the", "--model", folder, *options)
-    assert sum(counts) == len((here / "notes.txt").read_text().splitlines()) + 1
-    (here / KEPT).unlink()
+    changed = 1 if change is other_context else len(CORPUS)  # one text is longer than the other context
+    assert sum(counts) == changed + 1
+    shutil.rmtree(here / KEPT)
     assert run("search", "notes.txt", "in the", "--model", folder, *options) == found
+
+
+@pytest.mark.parametrize(
+    ("texts", "new"),
+    [
+        ([*CORPUS[:-1], "changed"], 1),
+        ([*CORPUS, "one more"], 1),
+        (["a first line", *CORPUS], 1),
+        (CORPUS[::-1], 0),
+        (CORPUS[1:3], 0),
+        ([*CORPUS, *CORPUS], 0),
+    ],
+)
+def test_search_embeds_what_is_new(run: Run, use, here, monkeypatch, texts: list[str], new: int) -> None:
+    """A changed line embeds the whole file again, or old lines are found where others stand now."""
+    lines(here / "notes.txt", CORPUS)
+    run("search", "notes.txt", "in the", *use)
+    lines(here / "notes.txt", texts)
+    counts = count_encoded(monkeypatch)
+    found = run("search", "notes.txt", "in the", *use)
+    assert sum(counts) == new + 1
+    shutil.rmtree(here / KEPT)
+    anew = run("search", "notes.txt", "in the", *use)
+    assert (found[0], found[2]) == (anew[0], anew[2])
+    assert sorted(found[1].splitlines()) == sorted(anew[1].splitlines())
 
 
 def test_search_shortens_what_it_keeps(run: Run, use, model, here, monkeypatch) -> None:
@@ -779,33 +791,32 @@ def test_search_with_titles(run: Run, use, model, here, monkeypatch) -> None:
     run("search", "in.jsonl", "a", *use)
     counts = count_encoded(monkeypatch)
     out = run("search", "in.jsonl", "a", "--title-field", "title", *use)[1]
-    assert sum(counts) == 3
+    assert sum(counts) == 2, "the query, and the text that has a title now"
     assert {line.split("\t")[2]: line.split("\t")[0] for line in out.splitlines()} == {
         "in the air": f"{cosines[0]:.4f}",
         "the end": f"{cosines[1]:.4f}",
     }
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"no safetensors at all" * 9, "cut", "folder", "other"])
-def test_search_ignores_a_damaged_kept_file(run: Run, use, here, monkeypatch, content: bytes | str) -> None:
+@pytest.mark.parametrize("name", ["index.json", "segment-*"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"no index at all" * 9, "cut", "gone", "folder"])
+def test_search_ignores_a_damaged_kept_file(run: Run, use, here, monkeypatch, name, content: bytes | str) -> None:
     """A file damaged by a full disk stands in the way for ever, or its vectors are believed."""
     lines(here / "notes.txt", CORPUS)
     first = run("search", "notes.txt", "in the", *use)
-    kept = here / KEPT
+    (kept,) = (here / KEPT).glob(name)
     if content == "cut":
         kept.write_bytes(kept.read_bytes()[:-3])
-    elif content == "folder":
+    elif isinstance(content, str):
         kept.unlink()
-        kept.mkdir()
-    elif content == "other":
-        run("embed", "a", "-o", "other.safetensors", *use)
-        (here / "other.safetensors").replace(kept)
+        if content == "folder":
+            kept.mkdir()
     else:
         kept.write_bytes(content)
     counts = count_encoded(monkeypatch)
     again = run("search", "notes.txt", "in the", *use)
     assert (again[:2], sum(counts)) == (first[:2], 6)
-    if content == "folder":
+    if (name, content) == ("index.json", "folder"):
         assert re.fullmatch(r"refembed: .*not kept.*\n", again[2])
     else:
         assert again[2] == ""
@@ -813,11 +824,22 @@ def test_search_ignores_a_damaged_kept_file(run: Run, use, here, monkeypatch, co
         assert sum(counts) == 7, "kept anew"
 
 
+@pytest.mark.parametrize("make", [Path.touch, lambda path: (path.mkdir(), (path / "mine.txt").touch())])
+def test_search_harms_nothing_in_its_place(run: Run, use, here, make) -> None:
+    """What somebody else keeps where the vectors would go is overwritten, or stands in the way of a search."""
+    lines(here / "notes.txt", CORPUS)
+    make(here / KEPT)
+    status, out, err = run("search", "notes.txt", "in the", *use)
+    assert (status, len(out.splitlines())) == (0, 5)
+    assert re.fullmatch(r"refembed: the vectors were not kept: .*\n", err)
+    assert (here / KEPT).is_file() or [path.name for path in (here / KEPT).iterdir()] == ["mine.txt"]
+
+
 def test_search_where_nothing_can_be_kept(run: Run, use, here, monkeypatch) -> None:
     """A corpus on a read-only disk cannot be searched, or is embedded every time without a word."""
     lines(here / "notes.txt", CORPUS)
     expected = run("search", "notes.txt", "in the", *use)
-    (here / KEPT).unlink()
+    shutil.rmtree(here / KEPT)
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -927,6 +949,7 @@ SURFACE = {
     "--threads --format jsonl npy safetensors parquet --debug",
     "similarity": "QUERY TEXT -i --model --backend --precision --threads --debug",
     "search": "CORPUS QUERY -k --model --backend --precision --threads --debug",
+    "index": "add remove list show compact DIR FILE --text-field --title-field --id-field --check --quantize --model",
     "inspect": "TEXT --task --prompt --title --html --with --model --backend --precision --threads --debug",
     "doctor": "--warm --debug",
     "bench": "--model --backend --precision --threads --against --python --workload --rounds --first-time --curve "
@@ -965,7 +988,7 @@ def test_help_has_an_example_that_works(run: Run, here, use, name: str) -> None:
         argv = shlex.split(example)
         if "--model" in argv:  # the hub is not to be asked here
             argv[argv.index("--model") + 1] = use[1]
-        assert run(*argv)[0] == 0
+        assert run(*argv)[0] == 0, example
 
 
 LONG = ["the end in the air"] * 400  # their vectors are more than a pipe holds

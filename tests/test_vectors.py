@@ -208,15 +208,16 @@ def test_search(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["search", str(corpus), "red", "-k", "2", "--model", str(TWIN), *options]
     assert main(command) == 0
     first = capsys.readouterr().out
-    kept = next(tmp_path.glob("*.safetensors"))
-    before = kept.stat().st_mtime_ns, kept.stat().st_size
+    kept = tmp_path / "notes.txt.refembed"
+    before = {(file.name, file.stat().st_mtime_ns) for file in kept.iterdir()}
     assert main(command) == 0
     assert capsys.readouterr().out == first
-    assert (kept.stat().st_mtime_ns, kept.stat().st_size) == before
+    assert {(file.name, file.stat().st_mtime_ns) for file in kept.iterdir()} == before
     model, size = refembed.load(TWIN), 16 if "--dimensions" in options else None
     texts = corpus.read_text().splitlines()
     table = model.encode_document(texts, quantize=options[1], dimensions=size)
-    places, scores = nearest(model.encode_query("red", dimensions=size), table, 2)
+    finer = model.encode_document(texts, quantize="int8")[:, :size]  # kept beside bits, at full length
+    places, scores = nearest(model.encode_query("red", dimensions=size), table, 2, finer=finer)
     assert [line.split("\t")[2] for line in first.splitlines()] == [texts[place] for place in places]
     np.testing.assert_allclose([float(line.split("\t")[0]) for line in first.splitlines()], scores, atol=1e-4)
 

@@ -1,1 +1,1 @@
-"""refembed models in other people's libraries: one module each, imported by nothing here."""
+"""refembed and other people's libraries: one module each, imported when somebody who has the library asks for it."""

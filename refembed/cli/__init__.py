@@ -12,9 +12,9 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import RefembedError, printable, shortened
-from . import bench, doctor, embed, evaluate, golden, inspect, quantize, search, similarity, verify
+from . import bench, doctor, embed, evaluate, golden, index, inspect, quantize, search, similarity, verify
 
-COMMANDS = (embed, similarity, search, inspect, verify, golden, evaluate, quantize, bench, doctor)
+COMMANDS = (embed, similarity, search, index, inspect, verify, golden, evaluate, quantize, bench, doctor)
 GROUP = "refembed.commands"  # the entry points by which packages above this one add theirs
 
 

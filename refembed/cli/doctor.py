@@ -14,7 +14,17 @@ from pathlib import Path
 from ..backend import Found, choose_backend, find_backends
 from ..embedder import DEFAULT_MODEL, load
 
-PACKAGES = ("refembed", "numpy", "safetensors", "tokenizers", "huggingface_hub", "threadpoolctl", "numba", "torch")
+PACKAGES = (
+    "refembed",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "threadpoolctl",
+    "numba",
+    "torch",
+    "usearch",
+)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

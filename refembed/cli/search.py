@@ -1,9 +1,9 @@
-"""the passages of a file that best answer a query
+"""the passages of a file, or of an index, that best answer a query
 
-The corpus is embedded once, without its blank lines; its vectors are kept beside it, at full length, in
-CORPUS.refembed.safetensors, and all of them are made again when a text of the corpus, the model, the backend, the
-precision or --quantize changes. With --quantize binary, bits are compared first, and -k times --rescore passages then
-scored by the query's own numbers.
+A file is embedded once, without its blank lines; its vectors are kept beside it, at full length, in the folder
+CORPUS.refembed, and only texts that are new are embedded again, or all where the model, the backend, the precision or
+--quantize changes. A folder is one that `refembed index` made. With --quantize binary, bits are compared first, and -k
+times --rescore passages then scored by the 8-bit numbers kept beside the bits.
 
   refembed search notes.txt "where did I put the keys" -k 3
   refembed search notes.txt "where did I put the keys" --quantize binary --rescore 8
@@ -14,14 +14,19 @@ import sys
 from pathlib import Path
 
 from ..errors import RefembedError, printable
-from ..search import corpus_vectors
-from ..textfiles import read_texts
-from ..vectors import BINARY, nearest
-from .shared import add_dimensions, add_model_options, add_quantize, load_model, prepare_rows
+from ..index.index import open_renewed
+from ..textfiles import Fields
+from ..vectors import BINARY, check_quantize
+from .index import open_for, put_rows, said_rows
+from .shared import add_dimensions, add_model_options, add_quantize, load_model, open_rows
+
+ENDING = ".refembed"  # of the folder beside a file
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("corpus", metavar="CORPUS", help=".txt (a line a text), .jsonl, or .gz of either")
+    command.add_argument(
+        "corpus", metavar="CORPUS", help=".txt (a line a text), .jsonl, .gz of either, .parquet, or an index's folder"
+    )
     command.add_argument("query", metavar="QUERY")
     command.add_argument("-k", type=int, default=10, help="how many results (10)")
     command.add_argument("--text-field", metavar="F", help="the key of a JSON object's text (text)")
@@ -36,19 +41,25 @@ def run(given: argparse.Namespace) -> int:
     rescore = 4 if given.rescore is None else given.rescore
     if given.k < 1 or rescore < 0:
         raise RefembedError("option-k", f"-k is {given.k} and --rescore {rescore}; at least 1 and 0 needed")
-    if given.rescore is not None and given.quantize != BINARY:
-        raise RefembedError("option-quantize", "--rescore goes with --quantize binary only; leave it out")
     if given.corpus == "-":
         raise RefembedError("option-input", "search keeps vectors beside the corpus, so CORPUS must be a file, not -")
-    read = read_texts(given.corpus, given.text_field, given.title_field)
-    rows = [row for row in read if row.fault or row.text.strip()]  # a blank text says nothing, and is near to much
-    model = load_model(given)
-    query = model.encode_query(given.query, dimensions=given.dimensions)
-    ready = prepare_rows(model, rows)
-    good = [rows[index] for index in ready.indices]
-    vectors, not_kept = corpus_vectors(model, Path(given.corpus), ready.batch, given.dimensions, True, given.quantize)
-    if not_kept:
-        print(f"refembed: the vectors were not kept: {not_kept}", file=sys.stderr)
-    for place, score in zip(*nearest(query, vectors, given.k, rescore), strict=True):
-        print(f"{score:.4f}\t{printable(good[place].place)}\t{printable(good[place].text)}")
-    return 1 if ready.failed else 0
+    folder = Path(given.corpus).is_dir()
+    if folder and (given.text_field or given.title_field):
+        raise RefembedError("option-input", "--text-field and --title-field are for files; leave them out")
+    if folder:
+        given.action, given.folder = "search", given.corpus
+        index, failed, place = open_for(given), 0, ""
+    if given.rescore is not None and (index.state.quantize if folder else given.quantize) != BINARY:
+        raise RefembedError("option-quantize", "--rescore goes with --quantize binary only; leave it out")
+    if not folder:
+        rows = said_rows(open_rows(given.corpus, Fields(given.text_field, given.title_field)))
+        model = load_model(given)
+        check_quantize(given.quantize, model.check_dimensions(given.dimensions))
+        index, place = open_renewed(Path(given.corpus + ENDING), model, given.quantize), f"{given.corpus}:"
+        ids = [row.place.rpartition(":")[2] for row in rows]
+        *_, failed, not_kept = put_rows(index, rows, ids, list(index.known()[0]), must_keep=False)
+        if not_kept:
+            print(f"refembed: the vectors were not kept: {not_kept}", file=sys.stderr)
+    for score, id, text, _ in index.search(given.query, given.k, given.dimensions, rescore):
+        print(f"{score:.4f}\t{printable(place + id)}\t{printable(text)}")
+    return 1 if failed else 0
