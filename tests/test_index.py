@@ -457,6 +457,7 @@ for turn in itertools.count():
     process.communicate()
 
 
+@pytest.mark.filterwarnings("error")
 def test_readers_while_it_is_written(writer, model, tmp_path: Path, few: None) -> None:
     """Wrong if a reader ever sees half of a change, or misses a file that a writer has removed."""
     seen = set()

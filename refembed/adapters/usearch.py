@@ -13,7 +13,9 @@ from usearch.index import Index
 
 from ..errors import RefembedError
 
-EXPANSION = 200  # rows looked at beside those asked for: at 64, usearch's own, a tenth of random neighbours is missed
+EXPANSION = (
+    200  # rows looked at on the way: finds all ten nearest of 60,000 in clusters, 0.78 of random ones' (test_index)
+)
 
 
 def extend(

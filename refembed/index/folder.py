@@ -107,12 +107,15 @@ def read_state(folder: Path) -> State | None:
             return parse(folder, text)
         except RefembedError:  # a writer may have removed a file since
             if look + 1 == LOOKS or (folder / MANIFEST).read_bytes() == text:
-                raise
+                return parse(folder, text, graph_needed=False)
     return None
 
 
-def parse(folder: Path, text: bytes) -> State:
-    """A manifest's state. Raises RefembedError where it is none, or a file is not as it says."""
+def parse(folder: Path, text: bytes, graph_needed: bool = True) -> State:
+    """A manifest's state. Raises RefembedError where it is none, or a file is not as it says.
+
+    graph_needed   False: without its graph nothing is lost, and that is said
+    """
     manifest = folder / MANIFEST
     try:
         said = json.loads(text)
@@ -148,7 +151,9 @@ def parse(folder: Path, text: bytes) -> State:
     for one in stored:
         if wrong := fault(folder, one):
             raise damaged(folder / one.file, wrong)
-    if found and (wrong := fault(folder, found.stored)):  # nothing is lost with it
+    if found and (wrong := fault(folder, found.stored)):
+        if graph_needed:
+            raise damaged(folder / found.stored.file, wrong)
         warnings.warn(
             f"{folder / found.stored.file}: {wrong}; every text is compared until 'refembed index compact {folder}' "
             f"makes it anew",
