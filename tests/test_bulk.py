@@ -262,7 +262,7 @@ OTHERWISE = {
     "on_long": ["--on-long", "error"],
     "prompt": ["--prompt", "see: "],
     "precision": ["--precision", "float64"],
-    "threads": ["--threads", "1"],
+    "threads": ["--threads", "13"],
     "format": ["--format", "safetensors"],
     "text_field": ["--text-field", "body"],
     "title_field": ["--title-field", "title"],
