@@ -6,9 +6,10 @@ import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import entry_points
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from .scan import check_query, cosines, equal_bits
 from .segment import Segment, groups, levels, living, open_segment, write_segment
 
 EXACT_ROWS = 100_000  # up to here each is compared with a query: 256 floats each in 5 ms of a core, int8 in 10
+GRAPHS = "refembed.graphs"  # the entry point of an adapter that makes them
 LEAST_SEEN = 100  # rows asked of a graph
 NO_GRAPHS = (
     "each of {} texts is compared with a query, because the usearch package is not installed; more than "
@@ -120,12 +122,10 @@ def computed_by(model: Embedder) -> str:
 
 def graphs() -> ModuleType | None:
     """The adapter that makes and searches graphs, where its library is installed."""
-    try:
-        from importlib import import_module
-
-        return import_module("refembed.adapters.usearch")
-    except ImportError:
-        return None
+    for entry in entry_points(group=GRAPHS):
+        with suppress(ImportError):
+            return entry.load()
+    return None
 
 
 class Index:
