@@ -271,6 +271,13 @@ OTHERWISE = {
 }
 
 
+def test_faults_are_not_written_over_the_vectors(run: Run, here) -> None:
+    """Wrong if the list of faults takes the place of what was embedded."""
+    (here / "in.txt").write_text("a text\n")
+    status, _, err = run("-i", "in.txt", "-o", "out.jsonl", "--faults", "./out.jsonl")
+    assert (status, ids_of(err), (here / "out.jsonl").exists()) == (2, ["option-input"], False)
+
+
 def test_other_settings_are_refused(run: Run, here, small_folder, monkeypatch) -> None:
     """Wrong if half a file is of one setting, model or input and half of another, if the user is not told which
     differs, or if the refusal spoils what was there.

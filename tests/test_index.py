@@ -565,8 +565,12 @@ def test_another_model_is_refused(model, tmp_path: Path) -> None:
     assert raised.value.id == "index-model"
     with pytest.raises(RefembedError, match="keeps float32 vectors, not int8"):
         open_index(tmp_path / "index", model, "int8")
-    with pytest.raises(RefembedError, match="no index"):
+    with pytest.raises(RefembedError, match="no index") as raised:
         open_index(tmp_path / "none")
+    assert raised.value.id == "index-missing"
+    with pytest.raises(RefembedError, match="1 ids for 2 texts") as raised:
+        open_index(tmp_path / "new", model).add(["a"], ["one", "two"])
+    assert raised.value.id == "index-ids"
 
 
 # --------------------------------------------------------------------------------------------------------- command line

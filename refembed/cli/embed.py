@@ -13,9 +13,11 @@ refembed embed -i corpus.jsonl --title-field title -o corpus.parquet --faults le
 """
 
 import argparse
+import os
 import sys
 
 from ..bulk import embed_rows
+from ..errors import RefembedError
 from ..output import check_output, form_of, format_of, formats
 from ..progress import Progress
 from ..prompts import prefixes
@@ -40,6 +42,8 @@ def run(given: argparse.Namespace) -> int:
     form = form_of(format)
     for path in (given.output, given.faults):
         check_output(path)
+    if given.faults and given.output and os.path.realpath(given.faults) == os.path.realpath(given.output):
+        raise RefembedError("option-input", f"--faults and -o both name {given.output}; one would take the other's place")
     rows = read_rows(given, given.texts)
     model = load_model(given)
     options = prompt_options(given, "document")
