@@ -43,7 +43,9 @@ def run(given: argparse.Namespace) -> int:
     for path in (given.output, given.faults):
         check_output(path)
     if given.faults and given.output and os.path.realpath(given.faults) == os.path.realpath(given.output):
-        raise RefembedError("option-input", f"--faults and -o both name {given.output}; one would take the other's place")
+        raise RefembedError(
+            "option-input", f"--faults and -o both name {given.output}; one would take the other's place"
+        )
     rows = read_rows(given, given.texts)
     model = load_model(given)
     options = prompt_options(given, "document")
