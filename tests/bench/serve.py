@@ -5,8 +5,9 @@ python tests/bench/serve.py FOLDER --kill 5 --seconds 120
 LLAMA_SERVER=PROGRAM python tests/bench/serve.py FOLDER --against llama.cpp=FILE.gguf
 
 Clients in a second process ask without pause for refembed bench's texts, 1 to 8 in a request, in another mixture at
-every pass; each vector is compared with the library's. The library embeds the same texts before and after each server,
-on as many threads. Ends with status 1 where a bar is missed. For Linux: it reads /proc.
+every pass; each vector is compared with the library's. The library embeds the same texts, on as many threads, before
+and after each server's turn; with --turns that is done over and over, the servers staying up, and ratios are medians of
+the turns', for machines that are not quiet. Ends with status 1 where a bar is missed. For Linux: it reads /proc.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,40 +36,46 @@ from refembed.bench.workload import make_workload
 
 READY_S = 300  # for a server to start, where the machine compiles or reads it for the first time
 BULK_S = 10  # the least time of a reading of the library's rate
-WARM = 0.1  # of a run's time, before what is counted for rates, latencies and memory
+WARM = 0.1  # of a turn's time, before what is counted for rates, latencies and memory
 PATIENCE_S = 180  # for which clients ask again, where the server is killed
 BOUND, BOUND_OTHERS = 1e-6, 0.05  # largest difference from the library's vector, refembed's server and others'
-RATE, SLOWER, GROWTH = (
-    0.85,
-    3.0,
-    1.05,
-)  # bars: of the library's rate; p95 over p50; last quarter's memory over the first's
+# the bars: of the library's rate; p95 over p50; memory in the last quarter over that in the first
+RATE, SLOWER, GROWTH = 0.85, 3.0, 1.05
+COUNTS = ("wrong", "lost", "swapped", "miscounted")
 LLAMA = ["--embedding", "--pooling", "mean", "-b", "2048", "-ub", "2048"]
 
 
 @dataclass
 class Served:
-    """A server to be measured. command: without the port; bound: the largest difference from the library's vectors."""
+    """A server to be measured.
+
+    command  without the port
+    bound    the largest difference from the library's vectors
+    kills    in a turn
+    turns    what clients found, and the library's rate and processor time before and after
+    samples  time, resident MiB, processor seconds
+    """
 
     name: str
     command: list[str]
     bound: float
     kills: int = 0
     process: subprocess.Popen[bytes] | None = None
-    samples: list[tuple[float, float, float]] = field(default_factory=list)  # time, resident MiB, processor seconds
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[float, float, float]] = field(default_factory=list)
 
     def start(self, port: int) -> None:
         said = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self.process = subprocess.Popen([*self.command, "--port", str(port)], stdout=said, stderr=said)
         self.url = f"http://127.0.0.1:{port}"
 
-    def ready(self) -> str:
-        """Its name for the model, once it has embedded something."""
+    def ready(self, text: str) -> str:
+        """Its name for the model, once it has embedded a text."""
         ends = time.time() + READY_S
         while time.time() < ends and self.process and self.process.poll() is None:
             with suppress(OSError):
                 model = asked(f"{self.url}/v1/models")["data"][0]["id"]
-                asked(f"{self.url}/v1/embeddings", {"model": model, "input": "a"})
+                asked(f"{self.url}/v1/embeddings", {"model": model, "input": text})
                 return model
             time.sleep(0.1)
         sys.exit(f"{self.name} does not answer: {' '.join(self.command)}")
@@ -140,16 +148,24 @@ def watched(served: Served, seconds: float) -> Iterator[None]:
         watcher.join()
 
 
-def under_load(served: Served, spec: dict[str, Any], vectors: np.ndarray) -> dict[str, Any]:
-    """Start it, let the clients ask, kill it: what they found."""
-    served.start(free_port())
+def turn(served: Served, spec: dict[str, Any], vectors: np.ndarray) -> dict[str, Any]:
+    """What clients found of a server that is up, in the time that spec gives."""
+    model = served.ready(max(spec["texts"], key=len))
+    spec |= {"url": served.url, "model": model, "bound": served.bound, "patience": PATIENCE_S if served.kills else 0}
+    with watched(served, spec["seconds"]):
+        return ask(spec, vectors)
+
+
+@contextmanager
+def running(measured: Sequence[Served]) -> Iterator[None]:
     try:
-        patience = PATIENCE_S if served.kills else 0
-        spec |= {"url": served.url, "model": served.ready(), "bound": served.bound, "patience": patience}
-        with watched(served, spec["seconds"]):
-            return ask(spec, vectors)
+        for served in measured:
+            served.start(free_port())
+        yield
     finally:
-        served.kill()
+        for served in measured:
+            if served.process:
+                served.kill()
 
 
 def ask(spec: dict[str, Any], vectors: np.ndarray) -> dict[str, Any]:
@@ -167,45 +183,47 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def summary(
-    served: Served, found: dict[str, Any], seconds: float, alone: dict[str, int], library: Sequence[tuple[float, float]]
-) -> dict[str, Any]:
-    """The numbers of the table. library: its rate and processor time before and after."""
-    begins, ends = found["started"] + WARM * seconds, found["started"] + seconds
-    done = [one for one in found["done"] if begins <= one[0] < ends]
-    samples = [one for one in served.samples if begins <= one[0] < ends]
-    texts, tokens = sum(one[2] for one in done), sum(one[3] for one in done)
-    counts = {
-        name: found["counts"].get(name, 0) for name in ("wrong", "lost", "swapped", "miscounted", "again", "exact")
-    }
-    rate, spent = np.mean(library, axis=0)
-    row: dict[str, Any] = {"requests": len(found["done"]), "texts": sum(one[2] for one in found["done"]), **counts}
-    row |= {
-        "largest difference": found["worst"],
-        "tokens/s": tokens / (ends - begins),
-        "texts/s": texts / (ends - begins),
-    }
+def summary(served: Served, seconds: float, alone: dict[str, int]) -> dict[str, Any]:
+    """The numbers of the table, over all turns; ratios to the library are the turns' median."""
+    rates, costs, done, memory = [], [], [], []
+    counts: Counter[str] = Counter()
+    for found in served.turns:
+        begins, ends = found["started"] + WARM * seconds, found["started"] + seconds
+        counted = [one for one in found["done"] if begins <= one[0] < ends]
+        samples = [one for one in served.samples if begins <= one[0] < ends]
+        tokens = sum(one[3] for one in counted)
+        rate, spent = np.mean(found["library"], axis=0)
+        rates.append((tokens / (ends - begins), tokens / (ends - begins) / rate))
+        if not served.kills:  # else it is that of several processes
+            costs.append((samples[-1][2] - samples[0][2]) / tokens / spent)
+        done += counted
+        memory += [one[1] for one in samples]
+        counts.update(found["counts"])
+    row: dict[str, Any] = {"requests": sum(len(found["done"]) for found in served.turns)}
+    row |= {"texts": sum(one[2] for found in served.turns for one in found["done"])}
+    row |= {name: counts[name] for name in (*COUNTS, "again", "exact")}
+    row["largest difference"] = max(found["worst"] for found in served.turns)
     for name, text in alone.items():
         took = [one[1] for one in done if one[4] == text] or [np.nan]
         row[f"{name}, p50 s"], row[f"{name}, p95 s"] = np.quantile(took, 0.5), np.quantile(took, 0.95)
         row[f"{name}, p95/p50"] = row[f"{name}, p95 s"] / row[f"{name}, p50 s"]
-    row |= {"library's tokens/s": rate, "of the library's rate": row["tokens/s"] / rate}
-    if not served.kills:
-        quarter = len(samples) // 4
-        first, last = (np.mean([one[1] for one in some]) for some in (samples[:quarter], samples[-quarter:]))
-        row |= {"MiB, first quarter": first, "MiB, last quarter": last}
-        row["processor time, of the library's"] = (samples[-1][2] - samples[0][2]) / tokens / spent
-    return row | {"clients' processor s": found["processor"], "said": found["said"]}
+    shares = [share for _, share in rates]
+    row |= {"tokens/s": np.mean([rate for rate, _ in rates]), "of the library's rate": np.median(shares)}
+    row |= {"least of the turns": min(shares), "most of the turns": max(shares)}
+    row["processor time, of the library's"] = np.median(costs or [np.nan])
+    quarter = -(-len(memory) // 4)
+    row |= {"MiB, first quarter": np.mean(memory[:quarter]), "MiB, last quarter": np.mean(memory[-quarter:])}
+    return row | {"clients' processor s": sum(found["processor"] for found in served.turns)}
 
 
 def missed(row: dict[str, Any], alone: Sequence[str], kills: int) -> list[str]:
     """The bars that refembed's server does not reach."""
-    bars = [(f"{row[name]} {name}", row[name] == 0) for name in ("wrong", "lost", "swapped", "miscounted")]
+    bars = [(f"{row[name]} {name}", row[name] == 0) for name in COUNTS]
     bars.append((f"{row['requests']} requests answered", row["requests"] > 0))
     if kills:  # what they broke off was asked again, or they did not come under load
         bars.append((f"{row['again']} requests asked again, {kills} or more needed", row["again"] >= kills))
     else:
-        share, grown = row["tokens/s"] / row["library's tokens/s"], row["MiB, last quarter"] / row["MiB, first quarter"]
+        share, grown = row["of the library's rate"], row["MiB, last quarter"] / row["MiB, first quarter"]
         ratios = [(name, row[f"{name}, p95/p50"]) for name in alone]
         bars.append((f"{share:.1%} of the library's rate, {RATE:.0%} needed", share >= RATE))
         bars.append((f"memory grew to {grown:.3f} of the first quarter's, {GROWTH} allowed", grown <= GROWTH))
@@ -218,24 +236,17 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     first = next(iter(rows.values()))
     lines = [["", *rows, *(f"{name} / first" for name in list(rows)[1:])]]
     for key in first:
-        if key != "said":
-            values = [row.get(key) for row in rows.values()]
-            ratios = [value / values[0] if value and values[0] else None for value in values[1:]]
-            lines.append([key, *(shown(value) for value in values), *(shown(ratio) for ratio in ratios)])
+        values = [row[key] for row in rows.values()]
+        ratios = [value / values[0] if values[0] else np.nan for value in values[1:]]
+        lines.append([key, *(shown(value) for value in values), *(shown(ratio) for ratio in ratios)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def shown(value: float | None) -> str:
-    return (
-        "-"
-        if value is None
-        else str(value)
-        if isinstance(value, int)
-        else f"{value:.3g}"
-        if value < 1000
-        else f"{value:.0f}"
-    )
+def shown(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def servers(options: argparse.Namespace) -> list[Served]:
@@ -261,9 +272,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument(
-        "--kill", type=int, default=0, metavar="N", help="times that the server is killed and restarted"
-    )
+    parser.add_argument("--turns", type=int, default=1, help="the seconds are cut into so many")
+    parser.add_argument("--kill", type=int, default=0, metavar="N", help="times a turn that refembed's is killed")
     parser.add_argument("--against", action="append", default=[], metavar="llama.cpp=FILE.gguf")
     parser.add_argument("--llama", default="-np 4 -c 8192", help="further options of llama.cpp's server")
     return parser.parse_args()
@@ -271,9 +281,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    library = Library(
-        refembed.load(options.model, backend=options.backend, precision=options.precision, threads=options.threads)
-    )
+    settings = {name: getattr(options, name) for name in ("backend", "precision", "threads")}
+    library = Library(refembed.load(options.model, **settings))
     about = library.model.info
     options.threads = options.threads or about.threads
     print(
@@ -281,16 +290,21 @@ def main() -> int:
         f"{options.seconds:.0f} s; {len(library.texts)} texts of {min(library.tokens)} to {max(library.tokens)} tokens"
     )
     spec = {"texts": library.texts, "tokens": library.tokens, "alone": list(library.alone.values())}
-    spec |= {"clients": options.clients, "seconds": options.seconds}
-    rows: dict[str, dict[str, Any]] = {}
-    for served in servers(options):
-        before = library.rate()
-        found = under_load(served, spec, library.vectors)
-        rows[served.name] = summary(served, found, options.seconds, library.alone, [before, library.rate()])
+    spec |= {"clients": options.clients, "seconds": options.seconds / options.turns}
+    measured = servers(options)
+    with running(measured):
+        rate = library.rate()
+        for _ in range(options.turns):
+            for served in measured:
+                served.turns.append(turn(served, spec, library.vectors))
+                before, rate = rate, library.rate()
+                served.turns[-1]["library"] = [before, rate]
+    rows = {served.name: summary(served, spec["seconds"], library.alone) for served in measured}
     print(table(rows))
-    for name, row in rows.items():
-        for said, times in row["said"]:
-            print(f"{name}: {times} times: {said}")
+    for served in measured:
+        for found in served.turns:
+            for said, times in found["said"]:
+                print(f"{served.name}: {times} times: {said}")
     wanting = missed(rows["refembed"], list(library.alone), options.kill)
     for bar in wanting:
         print(f"MISSED: {bar}")

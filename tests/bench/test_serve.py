@@ -41,8 +41,10 @@ def test_a_killed_server_loses_nothing() -> None:
     command = [sys.executable, str(Path(fake_server.__file__)), "none"]
     served = serve.Served("fake", command, bound=0, kills=2)
     seconds, alone = 2, {"a": 0, "b": 5}
-    found = serve.under_load(served, {**SPEC, "seconds": seconds}, fake_server.VECTORS)
-    row = serve.summary(served, found, seconds, alone, [(1, 1), (1, 1)])
+    with serve.running([served]):
+        served.turns.append(serve.turn(served, {**SPEC, "seconds": seconds}, fake_server.VECTORS))
+    served.turns[0]["library"] = [(1, 1), (1, 1)]
+    row = serve.summary(served, seconds, alone)
     assert not serve.missed(row, list(alone), served.kills)
     assert serve.missed(row, list(alone), row["again"] + 1)
     assert "again" in serve.table({"fake": row})
@@ -51,9 +53,15 @@ def test_a_killed_server_loses_nothing() -> None:
 def test_bars_are_missed() -> None:
     """Wrong if a server that is slow, uneven, or grows passes."""
     good = dict.fromkeys(("wrong", "lost", "swapped", "miscounted"), 0) | {"requests": 1, "a, p95/p50": 2.9}
-    good |= {"tokens/s": 86, "library's tokens/s": 100, "MiB, first quarter": 100, "MiB, last quarter": 104}
+    good |= {"of the library's rate": 0.86, "MiB, first quarter": 100, "MiB, last quarter": 104}
     assert not serve.missed(good, ["a"], kills=0)
-    for worse in ({"lost": 1}, {"requests": 0}, {"a, p95/p50": 3.0}, {"tokens/s": 84}, {"MiB, last quarter": 106}):
+    for worse in (
+        {"lost": 1},
+        {"requests": 0},
+        {"a, p95/p50": 3.0},
+        {"of the library's rate": 0.84},
+        {"MiB, last quarter": 106},
+    ):
         assert len(serve.missed(good | worse, ["a"], kills=0)) == 1
 
 
