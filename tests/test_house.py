@@ -79,6 +79,47 @@ def test_python_blocks_run(page):
     exec(block.replace('"google/embeddinggemma-300m"', ""), {})
 
 
+def beside(line: str) -> dict[str, str]:
+    """A line of README's table of others, by program."""
+    rows = [
+        row.strip("|").split(" | ") for row in (ROOT / "README.md").read_text().splitlines() if row.startswith("| ")
+    ]
+    (names,) = (row for row in rows if len(row) == 7 and row[1] == "refembed")
+    (cells,) = (row for row in rows if len(row) == 7 and row[0].strip().startswith(line))
+    return dict(zip(names[1:], (cell.strip() for cell in cells[1:]), strict=True))
+
+
+def test_table_of_others():
+    """Wrong if README says of sentence-transformers or refembed what is not in the package that is installed here."""
+    import inspect
+    from importlib.metadata import entry_points, version
+
+    import sentence_transformers as other
+    from sentence_transformers import SentenceTransformer
+
+    from refembed.vectors import QUANTIZED
+
+    (name,) = (name for name in beside("CUDA") if name.startswith("sentence-transformers"))
+    assert name.split()[1].split(".")[:2] == version("sentence-transformers").split(".")[:2]
+    options = inspect.signature(SentenceTransformer.encode).parameters
+    for line, option in [("prompts by", "prompt_name"), ("shorter", "truncate_dim"), ("vectors in", "precision")]:
+        assert beside(line)[name].startswith("yes")
+        assert option in options
+    assert "ONNX or OpenVINO" in beside("weights in")[name]
+    assert other.export_dynamic_quantized_onnx_model
+    assert other.export_static_quantized_openvino_model
+    assert beside("sparse")[name] == "yes"
+    assert other.SparseEncoder
+    assert other.CrossEncoder
+    assert not [point for point in entry_points(group="console_scripts") if "sentence_transformers" in point.value]
+    assert beside("HTTP")[name] == "no"
+    commands = set(entry_points(group="refembed.commands").names)
+    assert {"serve", "train"} <= commands
+    assert beside("HTTP")["refembed"].startswith("OpenAI")
+    assert {"int8", "binary"} <= set(QUANTIZED)
+    assert "parquet" in entry_points(group="refembed.readers").names
+
+
 def test_only_constraints_pin():
     """Wrong if a version is fixed anywhere but in constraints.txt."""
     assert "torch==" in (ROOT / "constraints.txt").read_text()
