@@ -207,8 +207,14 @@ def summary(served: Served, seconds: float, alone: dict[str, int]) -> dict[str, 
         tokens = sum(one[3] for one in counted)
         rate, spent = np.mean(found["library"], axis=0)
         rates.append((tokens / (ends - begins), tokens / (ends - begins) / rate))
-        if not served.kills:  # else it is that of several processes
-            costs.append((samples[-1][2] - samples[0][2]) / tokens / spent)
+        if not served.kills:  # else samples are of several processes
+            spent_here = samples[-1][2] - samples[0][2]
+            costs.append(spent_here / max(tokens, 1) / spent)
+            cores = spent_here / (samples[-1][0] - samples[0][0])
+            beside = ", ".join(f"{speed:.0f} on {speed * cost:.2f}" for speed, cost in found["library"])
+            print(
+                f"{served.name}: {rates[-1][0]:.0f} tokens/s on {cores:.2f} cores; the library before, after: {beside}"
+            )
         done += counted
         memory += [one[1] for one in samples]
         counts.update(found["counts"])
