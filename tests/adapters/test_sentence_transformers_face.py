@@ -87,7 +87,7 @@ def encoding(package: Any, folder: str) -> dict[str, Any]:
         "best": torch.topk(scores[0], k=1).values,
         "best of all": scores.numpy().argmax(axis=1) if isinstance(scores, torch.Tensor) else None,
         "dimension": model.get_embedding_dimension(),
-        "length": model.max_seq_length,
+        "length": (model.max_seq_length, model.eval().get_max_seq_length()),
         "prompts": model.prompts,
         "default prompt": model.default_prompt_name,
         "similarity function": model.similarity_fn_name,

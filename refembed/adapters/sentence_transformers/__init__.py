@@ -79,6 +79,9 @@ class SentenceTransformer(Loaded):
     def get_embedding_dimension(self) -> int:
         return len(range(self.model.config.dimensions)[: self.truncate_dim])
 
+    def eval(self) -> "SentenceTransformer":  # nothing here is in training
+        return self
+
     get_sentence_embedding_dimension = get_embedding_dimension  # its older name
 
     @contextmanager

@@ -66,6 +66,9 @@ class Loaded:
             raise RefembedError("option-context", f"max_seq_length is {value!r}, from {least} to {most} needed")
         self.model.config = replace(self.model.config, context=value)
 
+    def get_max_seq_length(self) -> int:
+        return self.max_seq_length
+
     @cached_property
     def tokenizer(self) -> Any:
         """transformers' own, since code does everything with it; needs that package."""
