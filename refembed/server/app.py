@@ -229,7 +229,8 @@ class Server:
     async def ready(self, request: Request) -> Response:
         """Whether it takes requests now."""
         full = self.batcher.waiting >= self.batcher.most_waiting or self.metrics.active > self.limits.requests
-        status = "stopping" if self.stopping else "full" if full else "ok"
+        failed = not self.batcher.thread.is_alive()
+        status = "failed" if failed else "stopping" if self.stopping else "full" if full else "ok"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,31 @@ def test_poison_fails_alone(model) -> None:
     queue.close()
 
 
+def test_rows_of_a_wrong_number_are_the_batchs_fault(model) -> None:
+    """Wrong if a backend that loses a row of a batch ends the thread, or shifts the others."""
+    whole, model.held = model.encode_tokens, False
+    model.encode_tokens = lambda batch, dimensions: whole(batch, dimensions)[: len(batch) - (len(batch) > 1)]
+    queue = batcher(model)
+    assert values(queue.submit(ids(2, 3))) == [2, 3]
+    queue.close()
+
+
+def test_dead_thread_is_noticed(model) -> None:
+    """Wrong if requests wait for a thread that has ended, or their end waits for it."""
+    queue = batcher(model, tokens=10)
+    model.held, model.encode_tokens = False, lambda batch, dimensions: sys.exit("gone")
+    with queue.changed:
+        futures = [queue.submit(ids(1, 2)), queue.submit(ids(3))]
+    for one in futures:
+        with pytest.raises(RuntimeError, match="thread ended: SystemExit: gone"):
+            one.result(10)
+    queue.close()
+    with pytest.raises(RefembedError, match="thread has ended") as caught:
+        queue.submit(ids(4))
+    assert caught.value.id == "server-failed"
+    assert (queue.waiting, queue.waiting_tokens) == (0, 0)
+
+
 def test_full_queue(model) -> None:
     """Wrong if more waits than allowed, or a large request alone never gets in."""
     queue = batcher(model, waiting=3)
@@ -210,4 +236,6 @@ def test_poison_behind_a_path(model: Model, folder: Any, capsys: Any) -> None:
     assert "MemoryError: poison" in capsys.readouterr().err
     assert asyncio.run(ask(server, "/health")) == (200, {"status": "ok"})
     server.batcher.close()
-    assert asyncio.run(ask(server, "/health")) == (503, {"status": "failed"})
+    for path in ("/health", "/ready"):
+        assert asyncio.run(ask(server, path)) == (503, {"status": "failed"})
+    assert asyncio.run(ask(server, "/embed", {"inputs": "a"}))[0] == 503
