@@ -163,20 +163,25 @@ class Batcher:
         try:
             if any(job.raw for job, _ in batch):
                 return [self.alone(job, index) for job, index in batch]
-            return list(self.encode([job.ids[index] for job, index in batch]))
+            return self.encode([job.ids[index] for job, index in batch])
         except Exception:
             return [self.alone(job, index) for job, index in batch]
 
     def alone(self, job: Job, index: int) -> Vectors | Exception:
         try:
             if job.raw:
-                return np.asarray(self.model.encoder.trace(job.ids[index])["projected"], np.float32)
+                return usable(np.asarray(self.model.encoder.trace(job.ids[index])["projected"], np.float32))
             return self.encode([job.ids[index]])[0]
         except Exception as error:
             return error
 
-    def encode(self, ids: list[NDArray[Any]]) -> Vectors:
+    def encode(self, ids: list[NDArray[Any]]) -> list[Vectors | Exception]:
         found = self.model.encode_tokens(ids, self.model.config.dimensions)
         if found.shape != (wanted := (len(ids), self.model.config.dimensions)):
             raise ValueError(f"the backend gave vectors of shape {found.shape}, {wanted} needed")
-        return found
+        return [usable(row) for row in found]
+
+
+def usable(vector: Vectors) -> Vectors | Exception:
+    """JSON has no NaN, and no client a use for one."""
+    return vector if np.isfinite(vector).all() else ArithmeticError("its vector has a value that is not finite")

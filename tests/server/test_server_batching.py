@@ -119,6 +119,7 @@ def test_rows_of_a_wrong_number_are_the_batchs_fault(model) -> None:
     queue.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_dead_thread_is_noticed(model) -> None:
     """Wrong if requests wait for a thread that has ended, or their end waits for it."""
     queue = batcher(model, tokens=10)
@@ -133,6 +134,22 @@ def test_dead_thread_is_noticed(model) -> None:
         queue.submit(ids(4))
     assert caught.value.id == "server-failed"
     assert (queue.waiting, queue.waiting_tokens) == (0, 0)
+
+
+def test_vectors_that_are_not_finite_are_a_fault(model) -> None:
+    """Wrong if NaN is handed out as a vector, or harms the texts beside it."""
+    model.held, model.encode_tokens = False, lambda batch, dimensions: np.array([[np.nan], [2]], np.float32)
+    model.encoder.trace = lambda ids: {"projected": np.array([np.inf])}
+    queue = batcher(model)
+    with queue.changed:
+        bad, good = queue.submit(ids(1)), queue.submit(ids(2))
+    assert values(good) == [2]
+    raw = queue.submit(ids(3), raw=True)
+    for one in (bad, raw):
+        with pytest.raises(ArithmeticError, match="not finite"):
+            one.result(10)
+    assert queue.failed == 2
+    queue.close()
 
 
 def test_full_queue(model) -> None:
