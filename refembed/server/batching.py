@@ -161,16 +161,16 @@ class Batcher:
     def compute(self, batch: list[tuple[Job, int]]) -> list[Vectors | Exception]:
         """A vector for each text. Where the batch cannot be computed, each text alone: the fault is one text's own."""
         try:
-            if any(job.raw for job, _ in batch):
-                return [self.alone(job, index) for job, index in batch]
-            return self.encode([job.ids[index] for job, index in batch])
+            usual = [job.ids[index] for job, index in batch if not job.raw]
+            found = iter(self.encode(usual) if usual else [])
+            return [self.alone(job, index) if job.raw else next(found) for job, index in batch]
         except Exception:
             return [self.alone(job, index) for job, index in batch]
 
     def alone(self, job: Job, index: int) -> Vectors | Exception:
         try:
             if job.raw:
-                return usable(np.asarray(self.model.encoder.trace(job.ids[index])["projected"], np.float32))
+                return usable(self.projected(job.ids[index]))
             return self.encode([job.ids[index]])[0]
         except Exception as error:
             return error
@@ -180,6 +180,20 @@ class Batcher:
         if found.shape != (wanted := (len(ids), self.model.config.dimensions)):
             raise ValueError(f"the backend gave vectors of shape {found.shape}, {wanted} needed")
         return [usable(row) for row in found]
+
+    def projected(self, ids: NDArray[Any]) -> Vectors:
+        """(dimensions,) The head's output; where the encoder can be followed no other tensor is kept on the way."""
+        encoder: Any = self.model.encoder
+        if not hasattr(encoder, "follow"):
+            return np.asarray(encoder.trace(ids)["projected"], np.float32)
+        kept: dict[str, Vectors] = {}
+
+        def keep(name: str, tensor: NDArray[Any]) -> None:
+            if name == "projected":
+                kept[name] = np.array(tensor, np.float32)
+
+        encoder.follow(ids, keep)
+        return kept["projected"]
 
 
 def usable(vector: Vectors) -> Vectors | Exception:

@@ -198,9 +198,23 @@ def test_raw_vectors(model) -> None:
     """Wrong if raw texts get unit vectors, or others beside them raw ones."""
     model.held = False
     queue = batcher(model)
-    raw, usual = queue.submit(ids(2), raw=True), queue.submit(ids(3))
-    assert (values(raw), values(usual)) == ([-2], [3])
+    with queue.changed:
+        usual = queue.submit(ids(3)), queue.submit(ids(4))
+        raw = queue.submit(ids(2), raw=True)
+    assert (values(raw), *map(values, usual)) == ([-2], [3], [4])
+    assert model.batches == [[3, 4]]
     assert values(queue.submit([])) == []
+    queue.close()
+
+
+def test_raw_vectors_keep_no_trace(model, folder, monkeypatch) -> None:
+    """Wrong if every tensor of a text is kept for one of them, where the encoder can do without."""
+    real = refembed.load(folder, backend="numpy")
+    (one,) = real.prepare(["mars"], task=None)
+    wanted = real.encoder.trace(one)["projected"]
+    monkeypatch.setattr(real.encoder, "trace", None)
+    queue = batcher(real)
+    assert np.array_equal(queue.submit([one], raw=True).result(10), wanted[None])
     queue.close()
 
 
