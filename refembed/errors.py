@@ -168,6 +168,7 @@ ERRORS = {
     "queue-full": "too much is waiting already",
     "time-limit": "the answer was not ready in time",
     "server-stopping": "the server is about to end",
+    "server-failed": "the server can compute no more",
     "compute-failed": "the model failed on a text",
     # evaluate
     "evaluate-missing": "a library that evaluate needs is not installed",

@@ -78,17 +78,18 @@ class Server:
             status = message.get("status", status)
             await send(message)
 
-        metrics.active += 1
+        refusal = self.refusal(request)
+        metrics.active += not refusal  # what is refused takes no place, and nobody waits for its end
         try:
-            if refusal := self.refusal(request):
-                await throw_away(request, self.limits.bytes * THROWN_AWAY)
+            if refusal:
+                await self.throw_away(request)
                 await self.refuse(request, refusal)(scope, receive, send_counted)
             else:
                 await self.app(scope, receive, send_counted)
         except ClientDisconnect:
             status = GONE
         finally:
-            metrics.active -= 1
+            metrics.active -= not refusal
             path = scope["path"] if scope["path"] in self.paths else "other"
             metrics.observe(path, status, time.perf_counter() - start)
 
@@ -105,7 +106,7 @@ class Server:
                 return RequestError("key-wrong", "no API key: send the header Authorization: Bearer KEY")
             if not hmac.compare_digest(sent, self.key.encode()):
                 return RequestError("key-wrong", "incorrect API key")
-        if self.metrics.active > self.limits.requests:
+        if self.metrics.active >= self.limits.requests:
             return RequestError("queue-full", f"{self.limits.requests} requests are being answered; try again later")
         return None
 
@@ -141,7 +142,7 @@ class Server:
         most = self.limits.bytes
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json" and not media.endswith("+json") and not dialect.any_media_type:
-            await throw_away(request, most * THROWN_AWAY)
+            await self.throw_away(request)
             raise RequestError("body-type", f"content-type is {media or 'missing'}, application/json needed")
         body, size, more = bytearray(), 0, True
         try:
@@ -159,6 +160,16 @@ class Server:
         if size > most:
             raise RequestError("body-large", f"the body has more than {most} bytes; send fewer texts")
         return bytes(body)
+
+    async def throw_away(self, request: Request) -> None:
+        """Read what is left of a body that is refused, within reason."""
+        size, more = 0, not self.stopping
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SECONDS_THROWN_AWAY):
+                while more and size <= self.limits.bytes * THROWN_AWAY:
+                    message = await request.receive()
+                    size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     async def vectors(self, request: Request, asked: Asked) -> Vectors:
         """From the queue; taken out of it where the client goes or the time is over."""
@@ -229,7 +240,8 @@ class Server:
     async def ready(self, request: Request) -> Response:
         """Whether it takes requests now."""
         full = self.batcher.waiting >= self.batcher.most_waiting or self.metrics.active > self.limits.requests
-        status = "stopping" if self.stopping else "full" if full else "ok"
+        failed = not self.batcher.thread.is_alive()
+        status = "failed" if failed else "stopping" if self.stopping else "full" if full else "ok"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
 
@@ -241,14 +253,3 @@ async def disconnected(request: Request) -> None:
 
 def answer_of(dialect: Dialect, asked: Asked, vectors: Vectors, start: float) -> bytes:
     return dialect.answer(asked, asked.kept(vectors), time.perf_counter() - start)
-
-
-async def throw_away(request: Request, most: int) -> None:
-    """Read what is left of a body that is refused, within reason."""
-    size, more = 0, True
-    with suppress(TimeoutError):
-        async with asyncio.timeout(SECONDS_THROWN_AWAY):
-            while more and size <= most:
-                message = await request.receive()
-                size += len(message.get("body", b""))
-                more = message.get("more_body", False)

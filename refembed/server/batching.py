@@ -64,6 +64,7 @@ class Batcher:
         self.waiting = self.waiting_tokens = self.batches = self.texts = self.tokens = self.failed = 0
         self.busy = 0.0  # seconds of computing
         self.closed = False
+        self.batch: list[tuple[Job, int]] = []  # being computed
         self.thread = threading.Thread(target=self.run, name="refembed-model", daemon=True)
         self.thread.start()
 
@@ -74,6 +75,8 @@ class Batcher:
             job.future.set_result(job.vectors)
             return job.future
         with self.changed:
+            if self.closed:
+                raise RefembedError("server-failed", "the model's thread has ended; start the server again")
             if self.waiting and self.waiting + len(ids) > self.most_waiting:
                 raise RefembedError(
                     "queue-full", f"{self.waiting} texts are waiting, and {len(ids)} more do not fit; try again later"
@@ -97,7 +100,7 @@ class Batcher:
 
     def take(self) -> list[tuple[Job, int]]:
         """The next batch, each text by its job and place there; empty at the end."""
-        batch: list[tuple[Job, int]] = []
+        batch = self.batch
         room = self.tokens_at_once
         with self.changed:
             while not self.jobs and not self.closed:
@@ -125,36 +128,74 @@ class Batcher:
         self.waiting_tokens -= sum(map(len, ids))
 
     def run(self) -> None:
-        while not self.closed or self.jobs:
-            if not (batch := self.take()):
-                continue
-            start = time.perf_counter()
-            found = self.compute(batch)
-            self.busy += time.perf_counter() - start
-            self.batches += 1
-            self.texts += len(batch)
-            self.tokens += sum(len(job.ids[index]) for job, index in batch)
-            for (job, index), vector in zip(batch, found, strict=True):
-                self.failed += isinstance(vector, Exception)
-                job.put(index, vector)
-            del batch, found, job, vector  # an idle server holds no request
+        try:
+            while not self.closed or self.jobs:
+                if batch := self.take():
+                    self.answer(batch)
+                batch.clear()  # an idle server holds no request
+        except BaseException as error:
+            self.fail(RuntimeError(f"the model's thread ended: {type(error).__name__}: {error}"))
+            raise
+
+    def answer(self, batch: list[tuple[Job, int]]) -> None:
+        start = time.perf_counter()
+        found = self.compute(batch)
+        self.busy += time.perf_counter() - start
+        self.batches += 1
+        self.texts += len(batch)
+        self.tokens += sum(len(job.ids[index]) for job, index in batch)
+        for (job, index), vector in zip(batch, found, strict=True):
+            self.failed += isinstance(vector, Exception)
+            job.put(index, vector)
+
+    def fail(self, fault: Exception) -> None:
+        """Take no more, and give what was taken its answer: nothing will be computed any more."""
+        with self.changed:
+            self.closed = True
+            for job in [*self.jobs, *(job for job, _ in self.batch)]:
+                job.put(0, fault)
+            self.jobs.clear()
+            self.batch.clear()
+            self.waiting = self.waiting_tokens = 0
 
     def compute(self, batch: list[tuple[Job, int]]) -> list[Vectors | Exception]:
         """A vector for each text. Where the batch cannot be computed, each text alone: the fault is one text's own."""
         try:
-            if any(job.raw for job, _ in batch):
-                return [self.alone(job, index) for job, index in batch]
-            return list(self.encode([job.ids[index] for job, index in batch]))
+            usual = [job.ids[index] for job, index in batch if not job.raw]
+            found = iter(self.encode(usual) if usual else [])
+            return [self.alone(job, index) if job.raw else next(found) for job, index in batch]
         except Exception:
             return [self.alone(job, index) for job, index in batch]
 
     def alone(self, job: Job, index: int) -> Vectors | Exception:
         try:
             if job.raw:
-                return np.asarray(self.model.encoder.trace(job.ids[index])["projected"], np.float32)
+                return usable(self.projected(job.ids[index]))
             return self.encode([job.ids[index]])[0]
         except Exception as error:
             return error
 
-    def encode(self, ids: list[NDArray[Any]]) -> Vectors:
-        return self.model.encode_tokens(ids, self.model.config.dimensions)
+    def encode(self, ids: list[NDArray[Any]]) -> list[Vectors | Exception]:
+        found = self.model.encode_tokens(ids, self.model.config.dimensions)
+        if found.shape != (wanted := (len(ids), self.model.config.dimensions)):
+            raise ValueError(f"the backend gave vectors of shape {found.shape}, {wanted} needed")
+        return [usable(row) for row in found]
+
+    def projected(self, ids: NDArray[Any]) -> Vectors:
+        """(dimensions,) The head's output; where the encoder can be followed no other tensor is kept on the way."""
+        encoder: Any = self.model.encoder
+        if not hasattr(encoder, "follow"):
+            return np.asarray(encoder.trace(ids)["projected"], np.float32)
+        kept: dict[str, Vectors] = {}
+
+        def keep(name: str, tensor: NDArray[Any]) -> None:
+            if name == "projected":
+                kept[name] = np.array(tensor, np.float32)
+
+        encoder.follow(ids, keep)
+        return kept["projected"]
+
+
+def usable(vector: Vectors) -> Vectors | Exception:
+    """JSON has no NaN, and no client a use for one."""
+    return vector if np.isfinite(vector).all() else ArithmeticError("its vector has a value that is not finite")

@@ -122,7 +122,7 @@ def serve(given: argparse.Namespace, place: socket.socket) -> None:
             print(f"refembed: {served.name} ({model.backend.name}) at {url}", file=sys.stderr, flush=True)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            self.should_exit = self.force_exit = app.stopping
+            self.should_exit = self.force_exit = app.stopping or not batcher.thread.is_alive()
             app.stopping = True
 
         async def on_tick(self, counter: int) -> bool:

@@ -49,6 +49,7 @@ ANSWERS = {
     "queue-full": Answers(429, 429, "Overloaded"),
     "time-limit": Answers(504, 504, "Overloaded"),
     "server-stopping": Answers(503, 503, "Unhealthy"),
+    "server-failed": Answers(503, 503, "Unhealthy"),
     "compute-failed": Answers(500, 424, "Backend"),
 }
 # error id -> OpenAI's own code for it; the others are the id with underscores

@@ -237,6 +237,7 @@ def test_field_at_fault_is_named(server: Running) -> None:
         ("queue-full", 429, "requests", 429, "Overloaded"),
         ("compute-failed", 500, "server_error", 424, "Backend"),
         ("server-stopping", 503, "server_error", 503, "Unhealthy"),
+        ("server-failed", 503, "server_error", 503, "Unhealthy"),
         ("time-limit", 504, "server_error", 504, "Overloaded"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,48 @@ def test_poison_fails_alone(model) -> None:
     queue.close()
 
 
+def test_rows_of_a_wrong_number_are_the_batchs_fault(model) -> None:
+    """Wrong if a backend that loses a row of a batch ends the thread, or shifts the others."""
+    whole, model.held = model.encode_tokens, False
+    model.encode_tokens = lambda batch, dimensions: whole(batch, dimensions)[: len(batch) - (len(batch) > 1)]
+    queue = batcher(model)
+    assert values(queue.submit(ids(2, 3))) == [2, 3]
+    queue.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_dead_thread_is_noticed(model) -> None:
+    """Wrong if requests wait for a thread that has ended, or their end waits for it."""
+    queue = batcher(model, tokens=10)
+    model.held, model.encode_tokens = False, lambda batch, dimensions: sys.exit("gone")
+    with queue.changed:
+        futures = [queue.submit(ids(1, 2)), queue.submit(ids(3))]
+    for one in futures:
+        with pytest.raises(RuntimeError, match="thread ended: SystemExit: gone"):
+            one.result(10)
+    queue.close()
+    with pytest.raises(RefembedError, match="thread has ended") as caught:
+        queue.submit(ids(4))
+    assert caught.value.id == "server-failed"
+    assert (queue.waiting, queue.waiting_tokens) == (0, 0)
+
+
+def test_vectors_that_are_not_finite_are_a_fault(model) -> None:
+    """Wrong if NaN is handed out as a vector, or harms the texts beside it."""
+    model.held, model.encode_tokens = False, lambda batch, dimensions: np.array([[np.nan], [2]], np.float32)
+    model.encoder.trace = lambda ids: {"projected": np.array([np.inf])}
+    queue = batcher(model)
+    with queue.changed:
+        bad, good = queue.submit(ids(1)), queue.submit(ids(2))
+    assert values(good) == [2]
+    raw = queue.submit(ids(3), raw=True)
+    for one in (bad, raw):
+        with pytest.raises(ArithmeticError, match="not finite"):
+            one.result(10)
+    assert queue.failed == 2
+    queue.close()
+
+
 def test_full_queue(model) -> None:
     """Wrong if more waits than allowed, or a large request alone never gets in."""
     queue = batcher(model, waiting=3)
@@ -155,9 +198,23 @@ def test_raw_vectors(model) -> None:
     """Wrong if raw texts get unit vectors, or others beside them raw ones."""
     model.held = False
     queue = batcher(model)
-    raw, usual = queue.submit(ids(2), raw=True), queue.submit(ids(3))
-    assert (values(raw), values(usual)) == ([-2], [3])
+    with queue.changed:
+        usual = queue.submit(ids(3)), queue.submit(ids(4))
+        raw = queue.submit(ids(2), raw=True)
+    assert (values(raw), *map(values, usual)) == ([-2], [3], [4])
+    assert model.batches == [[3, 4]]
     assert values(queue.submit([])) == []
+    queue.close()
+
+
+def test_raw_vectors_keep_no_trace(model, folder, monkeypatch) -> None:
+    """Wrong if every tensor of a text is kept for one of them, where the encoder can do without."""
+    real = refembed.load(folder, backend="numpy")
+    (one,) = real.prepare(["mars"], task=None)
+    wanted = real.encoder.trace(one)["projected"]
+    monkeypatch.setattr(real.encoder, "trace", None)
+    queue = batcher(real)
+    assert np.array_equal(queue.submit([one], raw=True).result(10), wanted[None])
     queue.close()
 
 
@@ -210,4 +267,6 @@ def test_poison_behind_a_path(model: Model, folder: Any, capsys: Any) -> None:
     assert "MemoryError: poison" in capsys.readouterr().err
     assert asyncio.run(ask(server, "/health")) == (200, {"status": "ok"})
     server.batcher.close()
-    assert asyncio.run(ask(server, "/health")) == (503, {"status": "failed"})
+    for path in ("/health", "/ready"):
+        assert asyncio.run(ask(server, path)) == (503, {"status": "failed"})
+    assert asyncio.run(ask(server, "/embed", {"inputs": "a"}))[0] == 503

@@ -125,6 +125,17 @@ def test_too_many_requests_at_once(guarded) -> None:
     assert embed(guarded, "a", headers=BEARER).status == 200
 
 
+def test_refused_requests_take_no_place(guarded) -> None:
+    """Wrong if clients without a key, whose bodies do not come, keep out those with one."""
+    held = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(8)]
+    for one in held:
+        one.sendall(HEAD % 9 + b"{")
+    assert embed(guarded, "a", headers=BEARER).status == 200
+    guarded.wait_until(lambda: metric(guarded, "refembed_active_requests") == 1)
+    for one in held:
+        one.close()
+
+
 def test_time_limits(folder) -> None:
     """Wrong if an answer that takes too long, or a body that does not come, is waited for."""
     running = Running(folder, "--timeout", "0.5")
@@ -187,6 +198,9 @@ def test_graceful_stop(folder, model) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         client.embeddings.create(model="twin", input="a")
     assert (caught.value.status_code, caught.value.code) == (503, "server_stopping")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=3) as slow:
+        slow.sendall(HEAD % 9 + b"{")
+        assert b" 503 " in slow.recv(1000)  # at once: its body is not waited for
     assert np.allclose(many().json, np.tile(model.encode(LONG, task=None), (250, 1)), atol=1e-6)
     assert running.process.wait(10) == 0
     assert len(running.said) == 1, running.said
