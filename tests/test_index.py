@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def test_without_usearch(model, tmp_path: Path, few: None, monkeypatch) -> None:
     with_graph, without = open_index(tmp_path / "with", model), open_index(tmp_path / "without", model)
     with_graph.add(ids_of(TEXTS), TEXTS)
     expected = with_graph.search("the end", 5)
+    monkeypatch.setattr(index_module, "graphs", cache(index_module.graphs.__wrapped__))
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     monkeypatch.delitem(sys.modules, "refembed.adapters.usearch")
     with pytest.warns(UserWarning, match=r"each of 40 texts is compared.*pip install 'refembed\[index\]'"):
@@ -182,6 +184,15 @@ def test_without_usearch(model, tmp_path: Path, few: None, monkeypatch) -> None:
         index = open_index(tmp_path / folder, model)
         with pytest.warns(UserWarning, match="usearch package is not installed"):
             assert index.search("the end", 5) == expected
+
+
+def test_a_search_looks_for_usearch_once(model, tmp_path: Path, few: None, monkeypatch) -> None:
+    """Wrong if every query pays 10 ms for a look at all packages that are installed."""
+    index = open_index(tmp_path / "index", model)
+    index.add(ids_of(TEXTS), TEXTS)
+    expected = index.search("the end", 5)
+    monkeypatch.setattr(index_module, "entry_points", None)
+    assert index.search("the end", 5) == expected
 
 
 def test_nothing_heavy_is_imported(small_folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from itertools import accumulate
 from pathlib import Path
@@ -120,6 +120,7 @@ def computed_by(model: Embedder) -> str:
     return f"{model.backend.name} {model.encoder.precision}"
 
 
+@cache  # finding it is a look at every package installed: 10 ms
 def graphs() -> ModuleType | None:
     """The adapter that makes and searches graphs, where its library is installed."""
     for entry in entry_points(group=GRAPHS):
