@@ -786,7 +786,7 @@ DEFECTS = (
         "wrong vectors",
         "-",
         SHORT,
-        "ROT-3",
+        "ROT-2",
         Mutation(functions={"rotate": lambda x, cos, sin: x}),
     ),
     Defect(

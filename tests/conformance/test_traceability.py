@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import traceability
+from docstring_lint import chapters
 from traceability import Row, misheld, reasons
 
 from refembed.conformance.defects import DEFECTS, Defect
@@ -58,6 +59,18 @@ def test_every_known_mistake_stands_in_its_row(one: Defect) -> None:
 def test_rows_have_their_own_mistakes(id: str, mistakes: list[str]) -> None:
     """Wrong if a row had another requirement's mistakes, as by a family of the catalogue that both have a part in."""
     assert next(row for row in TABLE if row.id == id).mistakes == mistakes
+
+
+def test_a_mistake_in_one_function_stands_where_that_function_does() -> None:
+    """Wrong if a mistake that replaces one function, told of by one requirement alone, stood under another."""
+    code = {id: names for chapter in chapters().values() for id, names in chapter.code.items()}
+    judged = 0
+    for one in DEFECTS:
+        for name in one.mutation.functions if len(one.mutation.functions) == 1 else ():
+            told = [id for id, names in code.items() if name in {named.partition(".")[2] for named in names}]
+            judged += len(told) == 1
+            assert len(told) != 1 or told == [one.requirement], one.id
+    assert judged > 10
 
 
 def test_each_function_has_mutants_and_some_are_killed() -> None:
