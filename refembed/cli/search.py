@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..embedder import raise_first
 from ..errors import RefembedError, printable
 from ..index.index import open_renewed
 from ..textfiles import Fields
@@ -54,6 +55,7 @@ def run(given: argparse.Namespace) -> int:
     if not folder:
         rows = said_rows(open_rows(given.corpus, Fields(given.text_field, given.title_field)))
         model = load_model(given)
+        raise_first(model.prepare([given.query], task="query"))  # a query at fault leaves no folder behind
         check_quantize(given.quantize, model.check_dimensions(given.dimensions))
         index, place = open_renewed(Path(given.corpus + ENDING), model, given.quantize), f"{given.corpus}:"
         ids = [row.place.rpartition(":")[2] for row in rows]
