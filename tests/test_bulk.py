@@ -271,11 +271,15 @@ OTHERWISE = {
 }
 
 
-def test_faults_are_not_written_over_the_vectors(run: Run, here) -> None:
-    """Wrong if the list of faults takes the place of what was embedded."""
-    (here / "in.txt").write_text("a text\n")
-    status, _, err = run("-i", "in.txt", "-o", "out.jsonl", "--faults", "./out.jsonl")
-    assert (status, ids_of(err), (here / "out.jsonl").exists()) == (2, ["option-input"], False)
+def test_no_file_takes_anothers_place(run: Run, here) -> None:
+    """Wrong if the vectors or the list of faults replace the texts, or each other."""
+    (here / "in.jsonl").write_text('{"text": "a text"}\n')
+    (here / "link.jsonl").symlink_to("in.jsonl")
+    for options in (["-o", "./in.jsonl"], ["-o", "link.jsonl"], ["-o", "out.npy", "--faults", "in.jsonl"],
+                    ["-o", "out.npy", "--faults", "./out.npy"]):  # fmt: skip
+        status, _, err = run("-i", "in.jsonl", *options)
+        assert (status, ids_of(err), (here / "out.npy").exists()) == (2, ["option-input"], False)
+    assert (here / "in.jsonl").read_text() == '{"text": "a text"}\n'
 
 
 def test_other_settings_are_refused(run: Run, here, small_folder, monkeypatch) -> None:

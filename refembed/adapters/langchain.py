@@ -36,7 +36,8 @@ class RefembedEmbeddings(Embeddings):
         show_progress: bool = False,
         **options: Any,
     ) -> None:
-        self.model = model_name if isinstance(model_name, Embedder) else load(model_name, **options)
+        given = options.pop("model", model_name)  # as the classes of OpenAI and Ollama name it
+        self.model = given if isinstance(given, Embedder) else load(given, **options)
         self.dimensions, self.show_progress = self.model.check_dimensions(dimensions), show_progress
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -43,7 +43,8 @@ class RefembedEmbedding(BaseEmbedding):
         **options: Any,
     ) -> None:
         known = load_options or {}
-        model = model_name if isinstance(model_name, Embedder) else load(model_name, **known)
+        given = None if model_name == "default" else model_name  # the built-in model's name, as to_dict() kept it
+        model = given if isinstance(given, Embedder) else load(given, **known)
         kept = model.check_dimensions(dimensions)
         super().__init__(model_name=model.name, dimensions=kept, load_options=known, **options)
         self._model = model

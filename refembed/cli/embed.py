@@ -18,7 +18,7 @@ import sys
 
 from ..bulk import embed_rows
 from ..errors import RefembedError
-from ..output import check_output, form_of, format_of, formats
+from ..output import check_output, form_of, format_of, formats, is_device
 from ..progress import Progress
 from ..prompts import prefixes
 from .shared import add_file_options, add_model_options, add_text_options, load_model, prompt_options, read_rows
@@ -42,10 +42,7 @@ def run(given: argparse.Namespace) -> int:
     form = form_of(format)
     for path in (given.output, given.faults):
         check_output(path)
-    if given.faults and given.output and os.path.realpath(given.faults) == os.path.realpath(given.output):
-        raise RefembedError(
-            "option-input", f"--faults and -o both name {given.output}; one would take the other's place"
-        )
+    refuse_one_file_twice(given)
     rows = read_rows(given, given.texts)
     model = load_model(given)
     options = prompt_options(given, "document")
@@ -69,3 +66,17 @@ def run(given: argparse.Namespace) -> int:
             **options,
         )
     return 1 if left_out else 0
+
+
+def refuse_one_file_twice(given: argparse.Namespace) -> None:
+    """Raise RefembedError where one of the files would take another's place."""
+    named = {"-i": given.input, "-o": given.output, "--faults": given.faults}
+    seen: dict[str, str] = {}
+    for option, path in named.items():
+        if path is None or path == "-" or is_device(path):
+            continue
+        other = seen.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise RefembedError(
+                "option-input", f"{other} and {option} both name {path}; one would take the other's place"
+            )

@@ -45,7 +45,7 @@ def test_vectors_are_the_librarys() -> None:
     np.testing.assert_array_equal(found, model.encode_document(["mars is red", "venus"], dimensions=16))
     np.testing.assert_array_equal(embeddings.embed_query("mars"), model.encode_query("mars", dimensions=16))
     assert embeddings.embed_documents([]) == []
-    assert RefembedEmbeddings(model).model is model
+    assert RefembedEmbeddings(model).model is RefembedEmbeddings(model=model).model is model
 
 
 def test_asked_by_several_at_once() -> None:

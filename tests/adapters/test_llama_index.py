@@ -76,6 +76,8 @@ def test_says_what_it_is_and_comes_back() -> None:
     again = pickle.loads(pickle.dumps(embedding))
     assert again.get_query_embedding("mars") == embedding.get_query_embedding("mars")
     assert RefembedEmbedding.from_dict(said).get_query_embedding("mars") == embedding.get_query_embedding("mars")
+    built_in = RefembedEmbedding.from_dict(RefembedEmbedding(dimensions=16).to_dict())
+    assert len(built_in.get_query_embedding("mars")) == 16
 
 
 def test_refuses() -> None:
