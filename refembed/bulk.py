@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .embedder import Embedder, TextsCut
 from .errors import RefembedError, printable
-from .output import Form, Piece, is_device, lock_file, open_output
+from .output import Form, Piece, is_device, lock_file, open_output, sync_folder
 from .progress import Progress
 from .textfiles import Row
 from .vectors import check_quantize, quantize_vectors
@@ -185,13 +185,6 @@ def open_locked(path: Path) -> IO[bytes]:
             handle.close()  # between the two steps it was completed, and removed, by another process
     except OSError as error:
         raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def embed_rows(

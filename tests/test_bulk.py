@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -360,6 +361,21 @@ def test_the_disk_is_full(run: Run, here, monkeypatch) -> None:
     assert (status, ids_of(err)) == (2, ["output-unwritable"])
     assert re.search(r"going on after (8|16) rows", run("-i", "in.txt", "-o", "out.npy")[2])
     assert np.load(here / "out.npy").shape == (30, SMALL.dimensions)
+
+
+def test_a_folder_that_cannot_be_synced(run: Run, here, monkeypatch) -> None:
+    """Wrong if a job fails, its output whole, where the system brings no folder to the disk."""
+    (here / "in.txt").write_text("the end\n" * 10)
+    real = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", files_only)
+    assert run("-i", "in.txt", "-o", "out.npy")[::2] == (0, "")
+    assert {path.name for path in here.iterdir()} == {"in.txt", "out.npy"}
 
 
 def test_an_input_that_breaks_off(run: Run, here) -> None:
