@@ -8,6 +8,7 @@ what its rows were too: going on, the input is read again from its start and mus
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -116,13 +117,14 @@ class Log:
 
     def entries(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """All whole ones from the start; what follows a torn one is cut off."""
-        place = len(MAGIC)
+        place, end = len(MAGIC), self.handle.seek(0, os.SEEK_END)
         while True:
             self.handle.seek(place)
             line = self.handle.readline()
             digest, _, rest = line.partition(b" ")
             size, _, text = rest.partition(b" ")
-            packed = self.handle.read(int(size)) if line.endswith(b"\n") and size.isdigit() else b""
+            whole = line.endswith(b"\n") and re.fullmatch(rb"\d{1,18}", size) and int(size) <= end - self.handle.tell()
+            packed = self.handle.read(int(size)) if whole else b""
             if digest.decode("latin-1") != sum_of(size, text, packed):
                 break
             place = self.handle.tell()

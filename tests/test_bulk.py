@@ -321,7 +321,7 @@ def test_other_settings_are_refused(run: Run, here, small_folder, monkeypatch) -
 
 
 @pytest.mark.parametrize("place", [0.0, 0.02, 0.3, 0.6, 0.99])
-@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "sizes"])
 def test_a_torn_log(run: Run, here, monkeypatch, place: float, damage: str) -> None:
     """Wrong if what a crash of the machine left of the log is taken for vectors, or ends the job."""
     (here / "in.txt").write_text("".join(f"{text}\n" for text in WORDS * 4))
@@ -332,6 +332,9 @@ def test_a_torn_log(run: Run, here, monkeypatch, place: float, damage: str) -> N
     at = int(place * len(log))
     at = max(at, len(bulk.MAGIC)) if damage == "changed" else at
     (here / "out.npy.partial").write_bytes(log[:at] + (b"" if damage == "cut" else b"\0" * 50 + log[at + 50 :]))
+    if damage == "sizes":  # of more memory than there is, than an address has, than Python reads as a number
+        digits = b"9" * {0.0: 15, 0.02: 18, 0.3: 19, 0.6: 30, 0.99: 5000}[place]
+        (here / "out.npy.partial").write_bytes(re.sub(rb"(?m)^(\w{64}) [1-9]\d*", rb"\1 " + digits, log))
     assert run("-i", "in.txt", "-o", "out.npy")[0] == 0
     assert (here / "out.npy").read_bytes() == whole
 
