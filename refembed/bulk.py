@@ -8,6 +8,7 @@ what its rows were too: going on, the input is read again from its start and mus
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .embedder import Embedder, TextsCut
 from .errors import RefembedError, printable
-from .output import Form, Piece, is_device, lock_file, open_output
+from .output import Form, Piece, is_device, lock_file, open_output, sync_folder
 from .progress import Progress
 from .textfiles import Row
 from .vectors import check_quantize, quantize_vectors
@@ -116,13 +117,14 @@ class Log:
 
     def entries(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """All whole ones from the start; what follows a torn one is cut off."""
-        place = len(MAGIC)
+        place, end = len(MAGIC), self.handle.seek(0, os.SEEK_END)
         while True:
             self.handle.seek(place)
             line = self.handle.readline()
             digest, _, rest = line.partition(b" ")
             size, _, text = rest.partition(b" ")
-            packed = self.handle.read(int(size)) if line.endswith(b"\n") and size.isdigit() else b""
+            whole = line.endswith(b"\n") and re.fullmatch(rb"\d{1,18}", size) and int(size) <= end - self.handle.tell()
+            packed = self.handle.read(int(size)) if whole else b""
             if digest.decode("latin-1") != sum_of(size, text, packed):
                 break
             place = self.handle.tell()
@@ -185,13 +187,6 @@ def open_locked(path: Path) -> IO[bytes]:
             handle.close()  # between the two steps it was completed, and removed, by another process
     except OSError as error:
         raise RefembedError("output-unwritable", f"{path}: {error.strerror or error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def embed_rows(

@@ -6,7 +6,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -219,6 +219,16 @@ def writers() -> "Iterable[EntryPoint]":
     from importlib.metadata import entry_points  # 15 ms, not spent by an import of refembed alone
 
     return entry_points(group=WRITERS)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the folder's names to the disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def lock_file(handle: IO[bytes] | int, refusal: RefembedError) -> None:

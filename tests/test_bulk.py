@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -324,7 +325,7 @@ def test_other_settings_are_refused(run: Run, here, small_folder, monkeypatch) -
 
 
 @pytest.mark.parametrize("place", [0.0, 0.02, 0.3, 0.6, 0.99])
-@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "sizes"])
 def test_a_torn_log(run: Run, here, monkeypatch, place: float, damage: str) -> None:
     """Wrong if what a crash of the machine left of the log is taken for vectors, or ends the job."""
     (here / "in.txt").write_text("".join(f"{text}\n" for text in WORDS * 4))
@@ -335,6 +336,9 @@ def test_a_torn_log(run: Run, here, monkeypatch, place: float, damage: str) -> N
     at = int(place * len(log))
     at = max(at, len(bulk.MAGIC)) if damage == "changed" else at
     (here / "out.npy.partial").write_bytes(log[:at] + (b"" if damage == "cut" else b"\0" * 50 + log[at + 50 :]))
+    if damage == "sizes":  # of more memory than there is, than an address has, than Python reads as a number
+        digits = b"9" * {0.0: 15, 0.02: 18, 0.3: 19, 0.6: 30, 0.99: 5000}[place]
+        (here / "out.npy.partial").write_bytes(re.sub(rb"(?m)^(\w{64}) [1-9]\d*", rb"\1 " + digits, log))
     assert run("-i", "in.txt", "-o", "out.npy")[0] == 0
     assert (here / "out.npy").read_bytes() == whole
 
@@ -364,6 +368,21 @@ def test_the_disk_is_full(run: Run, here, monkeypatch) -> None:
     assert (status, ids_of(err)) == (2, ["output-unwritable"])
     assert re.search(r"going on after (8|16) rows", run("-i", "in.txt", "-o", "out.npy")[2])
     assert np.load(here / "out.npy").shape == (30, SMALL.dimensions)
+
+
+def test_a_folder_that_cannot_be_synced(run: Run, here, monkeypatch) -> None:
+    """Wrong if a job fails, its output whole, where the system brings no folder to the disk."""
+    (here / "in.txt").write_text("the end\n" * 10)
+    real = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", files_only)
+    assert run("-i", "in.txt", "-o", "out.npy")[::2] == (0, "")
+    assert {path.name for path in here.iterdir()} == {"in.txt", "out.npy"}
 
 
 def test_an_input_that_breaks_off(run: Run, here) -> None:

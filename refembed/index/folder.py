@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..embedder import levels_up
 from ..errors import RefembedError
-from ..output import whole_file
+from ..output import lock_file, sync_folder, whole_file
 from ..vectors import BINARY, INT8
 from .segment import Segment, Stored, damaged, open_segment
 
@@ -212,16 +212,6 @@ def stored_file(file: Path) -> Stored:
         return Stored(file.name, file.stat().st_size, hashlib.file_digest(handle, "sha256").hexdigest())
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the folder's names to the disk, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def sweep(folder: Path, state: State | None) -> None:
     """Remove what no manifest names; where something still holds it, the next writer will."""
     named = {stored.file for stored in state.files} if state else set()
@@ -266,13 +256,9 @@ def refuse_others(folder: Path) -> None:
 
 
 def lock(handle: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing keeps two writers apart there
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_ino != (folder / LOCK).stat().st_ino:  # its writer has just removed it
-            raise BlockingIOError
-    except OSError as error:
-        raise RefembedError("index-in-use", f"{folder} is being changed by another process; try again") from error
+    refusal = RefembedError("index-in-use", f"{folder} is being changed by another process; try again")
+    lock_file(handle, refusal)
+    with suppress(OSError):
+        if os.fstat(handle).st_ino == (folder / LOCK).stat().st_ino:
+            return
+    raise refusal  # its writer has just removed it
