@@ -1,5 +1,6 @@
 """The extension that makes the site: it reads and checks the book, then adds to each page what is computed for it."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,14 +115,25 @@ FRONT = """<!doctype html>
 """
 
 
+TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
+NAME = re.compile(r'(?<=<span class="pre">)[^<]+')
+
+
+def breakable(html: str) -> str:
+    """Names of code in a page's tables may go on in another line after a point, underscore or slash."""
+    return TABLE.sub(
+        lambda table: NAME.sub(lambda name: re.sub(r"([._/:])(?=\w)", r"\1<wbr>", name[0]), table[0]), html
+    )
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Make every page accessible, and open the folder on the README."""
+    """Make every page accessible and its tables narrow, and open the folder on the README."""
     if error is None:
         for page in Path(app.outdir).rglob("*.html"):
             html = page.read_text()
             for old, new in ACCESSIBLE.items():
                 html = html.replace(old, new)
-            page.write_text(html)
+            page.write_text(breakable(html))
         front = FRONT.format(title=app.config.project, page=f"{app.config.root_doc}.html")
         (Path(app.outdir) / "index.html").write_text(front)
 
