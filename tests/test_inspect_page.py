@@ -509,8 +509,23 @@ def test_hostile_text_does_nothing(page, tmp_path, twin) -> None:
     assert data["texts"][1]["text"] == HOSTILE[60:]
 
 
+# What is seen within a place, line by line, from left to right.
+AS_DRAWN = """(place) => {
+  const texts = document.createTreeWalker(document.querySelector(place), NodeFilter.SHOW_TEXT);
+  const range = document.createRange(), seen = [];
+  for (let text; (text = texts.nextNode());)
+    for (let at = 0; at < text.length; at += String.fromCodePoint(text.data.codePointAt(at)).length) {
+      range.setStart(text, at);
+      range.setEnd(text, at + 1);
+      const { left, top, width } = range.getBoundingClientRect();
+      if (width) seen.push([Math.round(top), left, String.fromCodePoint(text.data.codePointAt(at))]);
+    }
+  return seen.sort((a, b) => a[0] - b[0] || a[1] - b[1]).map(([, , character]) => character).join("");
+}"""
+
+
 def test_odd_characters_are_shown(page, tmp_path, twin) -> None:
-    """Wrong if an emoji of bytes, a line end, a tab, a joiner or Hebrew is not shown as what it is."""
+    """Wrong if an emoji of bytes, a line end, a tab, a joiner or Hebrew is not shown as what it is, where it is."""
     file = saved(tmp_path, twin, f"{ODD}\n\tend", "שלום")
     open_page(page, file)
     said = [one.get_attribute("aria-label") for one in page.locator("#tokens [role=option]").all()]
@@ -521,7 +536,8 @@ def test_odd_characters_are_shown(page, tmp_path, twin) -> None:
     assert any("⇥" in label for label in said)
     assert page.locator("#tokens br").count() == 1
     assert page.text_content("#given") == f"“{ODD}\n\tend”"  # as it was typed, whatever the tokenizer makes of it
-    assert "🦄 0xF0" in page.text_content("#tokens")
+    for place, drawn in (("#tokens", "🦄 0xF0"), ("#tokens", "ש 0xD7"), ("#right", "ש 0xD7")):  # in text of either way
+        assert drawn in page.evaluate(AS_DRAWN, place)
     assert page.get_attribute("#right [role=group]:last-child", "dir") == "rtl"
     assert page.get_attribute("#tokens [role=group]:last-child", "dir") == "ltr"
 

@@ -8,6 +8,7 @@ const ROWS = 100; // of a table on show
 const BARS = 10; // entries of a list of bars
 const SIDE = 840; // pixels of a picture, which shows at half that
 const WEIGHT_STEPS = 65535; // a stored weight is a whole number of these
+const [LEFT_TO_RIGHT, OWN_WAY, END] = ["\u2066", "\u2068", "\u2069"]; // isolates: what is within has its own direction
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact" });
 const state = { token: 0, layer: 0, head: 0, form: 0, other: 0, left: null, right: null };
 
@@ -63,12 +64,12 @@ const places = (values) => Array.from(values.keys()).sort((a, b) => values[b] - 
 const whole = (value) => value.toLocaleString("en");
 
 // ------------------------------------------------------------------------------------------------------------- tokens
-/** What a token looks like: marks for what cannot be seen, hexadecimal for bytes. */
+/** What a token looks like: marks for what cannot be seen, hexadecimal for bytes, the one left of the other in any script. */
 function spelling(text, place) {
   const spelled = text.spelled[place];
-  if (typeof spelled === "string") return spelled;
+  if (typeof spelled === "string") return visible(spelled);
   const [byte, character, number] = spelled;
-  return number === 1 && character ? `${visible(character)} 0x${byte}` : `0x${byte}`;
+  return number === 1 && character ? `${LEFT_TO_RIGHT}${OWN_WAY}${visible(character)}${END} 0x${byte}${END}` : `0x${byte}`;
 }
 
 /** Line ends, tabs, and characters without a form of their own, as signs. */
@@ -145,7 +146,7 @@ class Tokens {
 
   option(place) {
     const spelled = this.text.spelled[place];
-    const shown = typeof spelled === "string" ? visible(spelled) : spelling(this.text, place);
+    const shown = spelling(this.text, place);
     const option = element("span", { role: "option", id: `${this.box.id}-${place}`, "data-place": place, "aria-selected": "false" });
     option.setAttribute("aria-label", `${place} ${kind(this.text, place)} ${named(this.text, place)}`);
     if (typeof spelled !== "string") option.classList.add("byte");
@@ -200,7 +201,7 @@ function bars(list, entries) {
 }
 
 function shortName(text, place) {
-  return `${place} ${visible(spelling(text, place)).replace(/^ (?=\S)/, "")}`;
+  return `${place} ${OWN_WAY}${spelling(text, place).replace(/^ (?=\S)/, "")}${END}`;
 }
 
 /** Fill a <details> with a table, a hundred rows at a time, once it is opened. rowOf(i) gives the cells of row i; a
@@ -338,7 +339,7 @@ function showShares() {
   byId("share-sums").textContent = `Text ${percent(of.text)}, prompt ${percent(of.prompt)}, special tokens ${percent(of.special)}: together ${percent(sum(shares))}. Only the ${Math.min(BARS, tokens)} largest are listed.`;
   const sizes = reading.norms.tokens;
   table(byId("share-table"), `Tokens, and what each adds to the vector of ${formName(reading.forms[state.form])}`, [["place"], ["token", "word"], ["id"], ["kind", "word"], ["share"], ["size after the last layer"]], tokens, (place) =>
-    [place, visible(spelling(main, place)), main.ids[place], kinds[place], percent(shares[place], 3), row(sizes, sizes.shape[0] - 1)[place].toPrecision(4)]);
+    [place, spelling(main, place), main.ids[place], kinds[place], percent(shares[place], 3), row(sizes, sizes.shape[0] - 1)[place].toPrecision(4)]);
 }
 
 function showReads() {
@@ -355,7 +356,7 @@ function showReads() {
     ? `a token reads those at most ${reading.reach} places away; token ${state.token} reads ${from} to ${to}, ${to - from + 1} of ${tokens}.`
     : `every token reads all ${tokens}.`);
   table(byId("reads-table"), `Keys of token ${state.token}, layer ${state.layer}, head ${state.head}`, [["place"], ["token", "word"], ["weight"]], keys.length, (entry) =>
-    [keys[entry], visible(spelling(main, keys[entry])), decimal(weights[entry], 5)]);
+    [keys[entry], spelling(main, keys[entry]), decimal(weights[entry], 5)]);
 }
 
 function showMap() {

@@ -16,6 +16,10 @@ from pygments.lexers import PythonLexer, TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
 FORMATTER = HtmlFormatter(nowrap=True)
+BESIDE = (
+    "beside a line: golden cases that fail if it is changed: <i>all</i> of them at every change tried, or the one that "
+    "sees the most changes and <i>+</i> how many others see some"
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def function_listing(root: Path, one: Definition, witness: Witness, source: str)
     """A function or class of a chapter: where it stands, its lines, and what watches over it as a whole."""
     watched = any((one.module, number) in witness.lines for number in range(one.first, one.last + 1))
     watched &= one.file.parent == REFERENCE
-    note = "beside a line: golden cases that fail if it is changed" if watched else whole(one, witness)
+    note = BESIDE if watched else whole(one, witness)
     return (
         f'<figure class="code" id="code-{one.name}"><figcaption><code>{one.name}</code> '
         f'<a href="{source}#{address(one.file, one.first)}">{one.file}, line {one.first}</a>'

@@ -7,7 +7,7 @@ from os.path import normpath
 from pathlib import Path
 
 from book import FENCE, LINK, Chapter
-from listing import Witness, listing
+from listing import BESIDE, Witness, listing
 
 SCHEME = "repo:"
 SHOWN = {".c", ".h", ".md", ".py", ".sh", ".toml", ".txt", ""}  # a link to any other kind of file is a download
@@ -74,7 +74,7 @@ def source_pages(
             up = "../" * len(file.parts)
             shown = [chapter.stem for chapter in chapters if any(one.file == file for one in chapter.definitions)]
             links = ", ".join(f'<a href="{up}spec/{stem}.html">{stem}</a>' for stem in shown)
-            legend = f"<p>Explained in {links}. Beside a line: golden cases that fail if it is changed.</p>"
+            legend = f"<p>Explained in {links}. {BESIDE.capitalize()}.</p>"
             body = f"{legend if shown else ''}{listing(root, file, witness)}"
         context = {"title": file.as_posix(), "body": f"<section><h1>{escape(file.as_posix())}</h1>{body}</section>"}
         yield name_of(root, file), context, "page.html"

@@ -1,6 +1,8 @@
 """The extension that makes the site: it reads and checks the book, then adds to each page what is computed for it."""
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from docutils import nodes
 from figures import CHAPTERS
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.errors import ExtensionError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENTS = """
@@ -51,22 +52,30 @@ CHANGELOG
 """
 
 
+@contextmanager
+def last_word() -> Iterator[None]:
+    """What is wrong with the book ends the build and is the last thing said: no error of Sphinx, no traceback."""
+    try:
+        yield
+    except book.BookError as fault:
+        raise SystemExit(f"The site is not built:\n{fault}") from None
+
+
 class Site:
     """What the build has read and checked before its first page."""
 
+    @last_word()
     def __init__(self, app: Sphinx) -> None:
-        try:
-            self.chapters = book.read_book(ROOT)
-            self.witness = listing.read_witness(ROOT)
-            if unknown := set(CHAPTERS) - {*self.chapters, *chapter_pages.FOLDERS}:
-                raise book.BookError(f"figures.py draws for {', '.join(unknown)}, which is no page with figures")
-        except book.BookError as fault:
-            raise ExtensionError(str(fault)) from None
+        self.chapters = book.read_book(ROOT)
+        self.witness = listing.read_witness(ROOT)
+        if unknown := set(CHAPTERS) - {*self.chapters, *chapter_pages.FOLDERS}:
+            raise book.BookError(f"figures.py draws for {', '.join(unknown)}, which is no page with figures")
         self.figures = chapter_pages.draw(Path(app.outdir), CHAPTERS)
         self.pages = [Path(app.project.doc2path(name, absolute=False)) for name in app.project.discover()]
         self.sources = repository.linked(ROOT, self.pages)
         self.sources |= {one.file for chapter in self.chapters.values() for one in chapter.definitions}
 
+    @last_word()
     def read(self, app: Sphinx, name: str, source: list[str]) -> None:
         """A page's Markdown with what is added to it."""
         page, text = Path(app.project.doc2path(name, absolute=False)), source[0]
@@ -106,14 +115,25 @@ FRONT = """<!doctype html>
 """
 
 
+TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
+NAME = re.compile(r'(?<=<span class="pre">)[^<]+')
+
+
+def breakable(html: str) -> str:
+    """Names of code in a page's tables may go on in another line after a point, underscore or slash."""
+    return TABLE.sub(
+        lambda table: NAME.sub(lambda name: re.sub(r"([._/:])(?=\w)", r"\1<wbr>", name[0]), table[0]), html
+    )
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Make every page accessible, and open the folder on the README."""
+    """Make every page accessible and its tables narrow, and open the folder on the README."""
     if error is None:
         for page in Path(app.outdir).rglob("*.html"):
             html = page.read_text()
             for old, new in ACCESSIBLE.items():
                 html = html.replace(old, new)
-            page.write_text(html)
+            page.write_text(breakable(html))
         front = FRONT.format(title=app.config.project, page=f"{app.config.root_doc}.html")
         (Path(app.outdir) / "index.html").write_text(front)
 

@@ -22,6 +22,13 @@ def test_page_is_what_the_command_writes() -> None:
     assert PAGE.read_text() == traceability.page()
 
 
+def test_a_folder_that_is_not_there_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong if the command could write into folders alone that somebody made before."""
+    monkeypatch.setattr("sys.argv", ["traceability.py", "--out", str(tmp_path / "new" / "folder")])
+    traceability.main()
+    assert (tmp_path / "new" / "folder" / "traceability.md").read_text() == PAGE.read_text()
+
+
 def test_every_requirement_is_on_the_page_once() -> None:
     """Wrong if a requirement were left out, or the chapters not read."""
     found = re.findall(r"^\| \[([A-Z]{3,4}-\d+)\]", PAGE.read_text(), re.MULTILINE)

@@ -247,6 +247,7 @@ def main() -> None:
     wrong = misheld(rows(), reasons())
     if wrong:
         raise SystemExit("\n".join(wrong))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "traceability.md").write_text(page())
 
 
