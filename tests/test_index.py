@@ -525,6 +525,19 @@ def test_a_changed_byte_is_found(model, tmp_path: Path, few: None) -> None:
         flipped(tmp_path / "index" / stored.file)
 
 
+def test_damage_is_not_written_anew(model, tmp_path: Path) -> None:
+    """Wrong if a change takes rows over from a damaged file, and gives them a digest that says they are sound."""
+    begun(tmp_path / "index", model)
+    index = open_index(tmp_path / "index", model)
+    stored = max(index.state.files, key=lambda stored: stored.bytes)
+    flipped(tmp_path / "index" / stored.file)
+    for change in (index.compact, lambda: index.remove([hit.id for hit in index.search("a", 100)][1:])):
+        with pytest.raises(RefembedError, match=rf"{stored.file}: its SHA-256"):
+            change()
+    flipped(tmp_path / "index" / stored.file)
+    open_index(tmp_path / "index", model).check()
+
+
 def test_a_lost_graph_loses_nothing(model, tmp_path: Path, few: None) -> None:
     """Wrong if a graph that is gone or damaged, which can be made again, takes the texts with it, or is used."""
     index = open_index(tmp_path / "index", model)

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -183,9 +183,9 @@ def fault(folder: Path, stored: Stored) -> str | None:
     return None if size == stored.bytes else f"it has {size} bytes, {stored.bytes} needed"
 
 
-def check_digests(folder: Path, state: State) -> None:
+def check_digests(folder: Path, files: Iterable[Stored]) -> None:
     """Raise RefembedError where a byte of a file has changed. Reads them all."""
-    for stored in state.files:
+    for stored in files:
         with (folder / stored.file).open("rb") as handle:
             if hashlib.file_digest(handle, "sha256").hexdigest() != stored.sha256:
                 raise damaged(folder / stored.file, "its SHA-256 is not the manifest's")

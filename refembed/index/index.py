@@ -204,7 +204,7 @@ class Index:
 
     def check(self) -> None:
         """Read every file, and raise RefembedError where a byte of one has changed."""
-        check_digests(self.folder, self.state)
+        check_digests(self.folder, self.state.files)
 
     def update(
         self,
@@ -322,6 +322,8 @@ class Index:
                 segments.append(one)
                 removed.update(state.removed.intersection(one.keys.tolist()))
             elif sum(len(places) for _, places in group):
+                # what is damaged must not be written anew, with a digest that says it is not
+                check_digests(self.folder, [segment.stored for segment, _ in group if segment.stored])
                 with new_file(self.folder, "segment") as file:
                     write_segment(file, group)
                 segments.append(open_segment(self.folder, stored_file(file)))
