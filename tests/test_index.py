@@ -531,7 +531,7 @@ def test_damage_is_not_written_anew(model, tmp_path: Path) -> None:
     index = open_index(tmp_path / "index", model)
     stored = max(index.state.files, key=lambda stored: stored.bytes)
     flipped(tmp_path / "index" / stored.file)
-    for change in (index.compact, lambda: index.remove([hit.id for hit in index.search("a", 100)][1:])):
+    for change in (index.compact, lambda: index.remove(ids_of(TEXTS)[:7])):
         with pytest.raises(RefembedError, match=rf"{stored.file}: its SHA-256"):
             change()
     flipped(tmp_path / "index" / stored.file)
