@@ -381,6 +381,22 @@ def test_a_folder_that_cannot_be_synced(run: Run, here, monkeypatch) -> None:
     assert {path.name for path in here.iterdir()} == {"in.txt", "out.npy"}
 
 
+def test_a_private_output(run: Run, here, monkeypatch) -> None:
+    """Wrong if the texts of a file that its owner alone may read are, for a while, there for everybody."""
+    (here / "in.txt").write_text("the end\n" * 30)
+    (here / "out.jsonl").touch(0o600)
+    real, modes = os.fsync, set()
+
+    def looked_at(handle: int) -> None:
+        modes.update((path.name, path.stat().st_mode & 0o777) for path in here.glob("out.*"))
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", looked_at)
+    monkeypatch.setattr(Path, "chmod", lambda *given: None)  # which would come after the file was there
+    assert run("-i", "in.txt", "-o", "out.jsonl")[0] == 0
+    assert modes == {(f"out.jsonl{end}", 0o600) for end in ("", ".partial", ".partial.whole")}
+
+
 def test_an_input_that_breaks_off(run: Run, here) -> None:
     """Wrong if a file that is cut short passes for whole, or the cut costs what was done before it."""
     content = gzip.compress("".join(f"{n} {n * n}\n" for n in range(30)).encode())
