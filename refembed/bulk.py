@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .embedder import Embedder, TextsCut
 from .errors import RefembedError, printable
-from .output import Form, Piece, is_device, lock_file, open_output, sync_folder
+from .output import Form, Piece, is_device, lock_file, open_like, open_output, sync_folder
 from .progress import Progress
 from .textfiles import Row
 from .vectors import check_quantize, quantize_vectors
@@ -157,13 +157,13 @@ def partial_of(output: str | None) -> Path | None:
 
 
 @contextmanager
-def open_log(path: Path | None, restart: bool) -> Iterator[Log]:
+def open_log(path: Path | None, restart: bool, output: str | None) -> Iterator[Log]:
     """The log at this path, for this process alone and gone once all went well; without a path one that is not kept."""
-    if path is None:
+    if path is None or output is None:
         with tempfile.SpooledTemporaryFile(MOST_IN_MEMORY) as spool:
             yield Log(spool)
         return
-    with open_locked(path) as handle:
+    with open_locked(path, Path(output)) as handle:
         log = Log(handle, path)
         if restart:
             log.clear()
@@ -176,11 +176,11 @@ def open_log(path: Path | None, restart: bool) -> Iterator[Log]:
         path.unlink()
 
 
-def open_locked(path: Path) -> IO[bytes]:
+def open_locked(path: Path, output: Path) -> IO[bytes]:
     refusal = RefembedError("output-in-use", f"another process writes {path.name}; wait for it, or name another output")
     try:
         while True:
-            handle = path.open("a+b")
+            handle = open_like(output, path, "a+b")
             lock_file(handle, refusal)
             if path.exists() and path.stat().st_ino == os.fstat(handle.fileno()).st_ino:
                 return handle
@@ -215,7 +215,7 @@ def embed_rows(
     head = list(islice(parts, 2)) or [[]]
     partial = partial_of(output)
     kept = partial if partial and (len(head) > 1 or partial.exists()) else None
-    with open_log(kept, restart) as log, Report(progress, model) as report:
+    with open_log(kept, restart, output) as log, Report(progress, model) as report:
         done = begun(log, {**settings_of(model, options), **asked}) if kept else iter(())
         straight = form.one_pass and partial is None
         pieces = embed_chunks(model, chain(head, parts), done, None if straight else log, form, progress, options)

@@ -36,9 +36,9 @@ def whole_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
         if path.is_dir():
             raise IsADirectoryError(None, "is a folder")
         temporary = beside or path.parent / f".refembed-{secrets.token_hex(8)}"
-        with open(temporary, "wb" if beside else "xb") as handle:
+        with open_like(path, temporary, "wb" if beside else "xb") as handle:
             if path.exists():
-                temporary.chmod(path.stat().st_mode & 0o777)  # a private file stays private
+                temporary.chmod(path.stat().st_mode & 0o777)
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -48,6 +48,12 @@ def whole_file(path: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+
+
+def open_like(target: Path, path: Path, mode: str) -> IO[bytes]:
+    """Open a file that is made, where it is, for nobody who may not open the target: what is private stays private."""
+    allowed = target.stat().st_mode & 0o777 | 0o600 if target.exists() else 0o666
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, allowed))
 
 
 def is_device(path: str) -> bool:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from safetensors.numpy import load_file
-from support import SMALL
+from support import SMALL, write_checkpoint
 
 import refembed
 from refembed import bulk, progress
@@ -385,6 +386,22 @@ def test_a_folder_that_cannot_be_synced(run: Run, here, monkeypatch) -> None:
     assert {path.name for path in here.iterdir()} == {"in.txt", "out.npy"}
 
 
+def test_a_private_output(run: Run, here, monkeypatch) -> None:
+    """Wrong if the texts of a file that its owner alone may read are, for a while, there for everybody."""
+    (here / "in.txt").write_text("the end\n" * 30)
+    (here / "out.jsonl").touch(0o600)
+    real, modes = os.fsync, set()
+
+    def looked_at(handle: int) -> None:
+        modes.update((path.name, path.stat().st_mode & 0o777) for path in here.glob("out.*"))
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", looked_at)
+    monkeypatch.setattr(Path, "chmod", lambda *given: None)  # which would come after the file was there
+    assert run("-i", "in.txt", "-o", "out.jsonl")[0] == 0
+    assert modes == {(f"out.jsonl{end}", 0o600) for end in ("", ".partial", ".partial.whole")}
+
+
 def test_an_input_that_breaks_off(run: Run, here) -> None:
     """Wrong if a file that is cut short passes for whole, or the cut costs what was done before it."""
     content = gzip.compress("".join(f"{n} {n * n}\n" for n in range(30)).encode())
@@ -493,21 +510,21 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 @pytest.mark.parametrize(
     "format", ["parquet", *(pytest.param(format, marks=pytest.mark.long) for format in ("jsonl", "npy", "safetensors"))]
 )
-def test_memory_is_flat(here, small_folder, format: str) -> None:
-    """Wrong if memory grows with the number of rows: 25,000 texts more would be 23 MiB, and as many vectors 4."""
-    peaks = []
+def test_memory_is_flat(here, format: str) -> None:
+    """Wrong if memory grows with the number of rows: 25,000 texts more would be 23 MiB, and as many vectors 24."""
+    folder, peaks = write_checkpoint(here / "model", replace(SMALL, dimensions=256)), []
     for count in (5_000, 30_000):
         table = pa.table({"text": ["the end in the air " * 55] * count})  # one text: the tokenizer keeps words
         parquet.write_table(table, "in.parquet", row_group_size=1_000)
         (here / "in.txt").write_text("".join(f"{text}\n" for text in table["text"].to_pylist()))
         source = "in.parquet" if format == "parquet" else "in.txt"
-        argv = ["embed", "-i", source, "-o", f"out.{format}", "--model", str(small_folder), "--backend", "numpy"]
+        argv = ["embed", "-i", source, "-o", f"out.{format}", "--model", str(folder), "--backend", "numpy"]
         code = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {MEASURED!r}, *{argv!r}], check=True)"
         between = [sys.executable, "-S", "-c", code]  # a small process, since ru_maxrss is inherited
         done = subprocess.run(between, capture_output=True, text=True, env=os.environ | ONE_ARENA)
         assert done.returncode == 0, done.stderr
         peaks.append(float(done.stdout))
-    assert peaks[1] - peaks[0] < 12, peaks
+    assert peaks[1] - peaks[0] < 16, peaks
 
 
 def test_numbers_do_not_depend_on_neighbours(model, small_folder) -> None:

@@ -595,6 +595,8 @@ def test_another_model_is_refused(model, tmp_path: Path) -> None:
     with pytest.raises(RefembedError, match="1 ids for 2 texts") as raised:
         open_index(tmp_path / "new", model).add(["a"], ["one", "two"])
     assert raised.value.id == "index-ids"
+    with pytest.raises(RefembedError, match=r"ids is the string 'ab'; .*\['ab'\]"):
+        open_index(tmp_path / "index", model).remove("ab")
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -623,7 +625,8 @@ def test_index_command(small_folder: Path, tmp_path: Path, monkeypatch, capsys) 
     assert run("search", "made", "the end", "--quantize", "int8")[0] == 2
     Path("notes.txt").write_text("in the air\n")
     assert run("index", "add", "made", "notes.txt")[1].startswith("notes.txt: 1 put in, 0 embedded, 1 removed; 3 ")
-    assert run("index", "remove", "made", "seven", "notes.txt", "eight")[:2] == (1, "2 removed; 1 texts in all\n")
+    assert run("index", "add", "made", "./notes.txt")[1].startswith("./notes.txt: 0 put in, 0 embedded, 0 removed; 3 ")
+    assert run("index", "remove", "made", "seven", ".//notes.txt", "eight")[:2] == (1, "2 removed; 1 texts in all\n")
     assert run("index", "list", "made")[1] == "7\tbirds\n"
     assert "texts: 1\n" in run("index", "show", "made", "--check")[1]
     assert run("index", "compact", "made")[0] == 0

@@ -19,6 +19,7 @@ those to score, unless --quantize is binary: pip install 'refembed[index]'.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -73,8 +74,8 @@ def add(given: argparse.Namespace, index: Index) -> int:
     failed = 0
     for file in given.texts:
         rows = said_rows(open_rows(file, Fields(given.text_field, given.title_field, given.id_field)))
-        ids = [row.place if row.id is None else str(row.id) for row in rows]
-        old = [] if given.id_field else lines_of(index, "stdin" if file == "-" else file)
+        ids = [os.path.normpath(row.place) if row.id is None else str(row.id) for row in rows]
+        old = [] if given.id_field else lines_of(index, "stdin" if file == "-" else os.path.normpath(file))
         put, embedded, removed, bad, _ = put_rows(index, rows, ids, old)
         failed += bad
         print(f"{printable(file)}: {put} put in, {embedded} embedded, {removed} removed; {len(index)} texts in all")
@@ -118,7 +119,8 @@ def remove(given: argparse.Namespace, index: Index) -> int:
     known, missing = index.known()[0], 0
     gone: list[str] = []
     for id in given.texts:
-        found = [id] if id in known else lines_of(index, id)
+        path = os.path.normpath(id)
+        found = [one for one in (id, path) if one in known][:1] or lines_of(index, path)
         if not found:
             print(f"refembed: {printable(given.folder)} has no text {printable(id)!r} [index-ids]", file=sys.stderr)
             missing += 1

@@ -196,6 +196,8 @@ class Index:
 
     def remove(self, ids: Sequence[str]) -> int:
         """Take texts out; how many there were of these ids."""
+        if isinstance(ids, str):
+            raise RefembedError("index-ids", f"ids is the string {ids!r}; a list of ids is needed, such as [{ids!r}]")
         return self.update([], [], remove=ids).removed
 
     def compact(self, show_progress: bool = False) -> None:
