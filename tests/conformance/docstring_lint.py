@@ -7,7 +7,8 @@ real calls); `Source:`, ids of a chapter that stands beside it; one `Witness:`, 
     Witness: tests/FILE.py TEST.
 
 What it cites is entered twice: a requirement's section names, after `Code:`, the functions that cite it, so that an id
-of the right chapter and the wrong section is seen. Every id, defect and mistake that it names is one that there is.
+of the right chapter and the wrong section is seen. Every id, defect and mistake that it names is there,
+and a defect is of one of its own chapters.
 
 A function within a function says the shape of what it returns, on its return; its lines are its owner's in all else.
 """
@@ -146,15 +147,25 @@ def wrong_source(module: str, name: str, ids: list[str], pages: Mapping[str, Cha
             yield f"no Source {id}, which names it after Code:"
 
 
-def wrong_names(doc: str, pages: Mapping[str, Chapter]) -> Iterator[str]:
-    """Ids anywhere in a docstring, defects and mistakes that there are not."""
+def chapters_of(module: str, name: str, ids: Iterable[str], pages: Mapping[str, Chapter]) -> list[Chapter]:
+    """The chapters that stand beside a function or define what it cites."""
+    return [page for page in pages.values() if page.is_beside(module, name) or page.ids & set(ids)]
+
+
+def wrong_names(doc: str, own: Iterable[Chapter], pages: Mapping[str, Chapter]) -> Iterator[str]:
+    """Ids anywhere in a docstring, defects and mistakes that there are not; defects of none of its own chapters."""
     ids = {id for page in pages.values() for id in page.ids}
-    traps = {one.family for one in DEFECTS} | {trap for page in pages.values() for trap in page.traps}
+    told = {
+        page.name: page.traps | {one.family for one in DEFECTS if one.chapter == page.name} for page in pages.values()
+    }
     mistakes = {one.id for one in MISTAKES}
     yield from (f"{id} is defined nowhere" for id in expand(SOURCE.sub("", doc)) if id not in ids)
-    yield from (
-        f"defect {one} is not there" for part in NAMED.findall(doc) for one in part.split(", ") if one not in traps
-    )
+    for one in (one for part in NAMED.findall(doc) for one in part.split(", ")):
+        where = [name for name, traps in told.items() if one in traps]
+        if not where:
+            yield f"defect {one} is not there"
+        elif not {page.name for page in own} & set(where):
+            yield f"defect {one} is of {', '.join(where)}, and none of these is its chapter"
     yield from (f"mistake {one} is not there" for one in MISTAKE.findall(doc) if one not in mistakes)
 
 
@@ -187,7 +198,7 @@ def faults(
         wrong += without_shape(node, shapes.get(node.name, ()))
         wrong += nested_without_shape(node, source)
         wrong += wrong_source(module, name, cited(doc), pages)
-        wrong += wrong_names(doc, pages)
+        wrong += wrong_names(doc, chapters_of(module, name, cited(doc), pages), pages)
         wrong += wrong_witness(doc, cases) if computes(node) else ()
         found += [f"{module}.{name}: {one}" for one in wrong]
     return found

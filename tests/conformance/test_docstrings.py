@@ -82,6 +82,7 @@ NO_WITNESS = "0 Witness, 0 of them golden/FOLDER CASE. or tests/FILE.py TEST."
         ("OPS-1", "OPS-1, OPS-2", "Source OPS-2 does not name it after Code:"),
         ("Multiply.", "Multiply, as OPS-99 says.", "OPS-99 is defined nowhere"),
         ("defect D3", "defect Z9", "defect Z9 is not there"),
+        ("defect D3", "defect B3", "defect B3 is of 05-attention-and-windows.md, and none of these is its chapter"),
         ("defect D3", "defects D3, D9", "defect D9 is not there"),
         ("(defect D3)", "(mistake matching-cosine-squared)", "mistake matching-cosine-squared is not there"),
         ("weight: Array)", "weight: Array, parts: dict[str, Array])", "no line of argument parts"),

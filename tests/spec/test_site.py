@@ -26,7 +26,7 @@ PAGES = (
     "README",
     "spec/04-rotary-positions",
     "source/refembed/reference/trace.py",
-)  # of each kind one, not the longest
+)  # one of each kind
 
 
 def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
@@ -195,7 +195,8 @@ BROKEN = """() => [...document.querySelectorAll("article td, article th")].flatM
 OVER = """() => [...document.querySelectorAll("article td, article th")].flatMap((cell) => {
   const range = document.createRange(), edge = cell.getBoundingClientRect().right;
   range.selectNodeContents(cell);
-  return [...range.getClientRects()].some((part) => part.right > edge + 1) ? [cell.textContent.trim().slice(0, 40)] : [];
+  const over = [...range.getClientRects()].some((part) => part.right > edge + 1);
+  return over ? [cell.textContent.trim().slice(0, 40)] : [];
 })"""
 # What is many times the same is judged by its first: axe's time grows with what a page holds.
 FEWER = """() => {
