@@ -26,6 +26,7 @@ from .metrics import Metrics
 OPEN = ("/health", "/ready")  # no key needed
 THROWN_AWAY = 4  # times the limit: how much of a refused body is read on, so that its sender reads the answer
 SECONDS_THROWN_AWAY = 5
+HELD, BODIES = 64 * 2**20, 8  # bytes of bodies held at once, of all requests: HELD, or so many times the limit of one
 SMALL = 8192  # bytes of JSON read, or of vectors written, in less time than it takes to hand them to a thread and back
 LONGEST_WAIT = 60  # seconds that Retry-After may say
 GONE = 499  # as the status of a request whose client did not wait, in the metrics
@@ -44,11 +45,13 @@ class Server:
     """The ASGI application.
 
     stopping  set once: what was taken is finished, what is new is refused
+    held      bytes of the bodies of the requests being answered, at most `most_held`
     """
 
     def __init__(self, served: Served, batcher: Batcher, limits: Limits, key: str | None) -> None:
         self.served, self.batcher, self.limits, self.key = served, batcher, limits, key
         self.metrics, self.stopping = Metrics(), False
+        self.held, self.most_held = 0, max(HELD, BODIES * limits.bytes)
         self.workers = ThreadPoolExecutor(2, "refembed-request")  # JSON and tokens, off the event loop
         routes = [Route(dialect.path, self.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS]
         routes += [
@@ -112,24 +115,29 @@ class Server:
 
     def endpoint(self, dialect: Dialect) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def embed(request: Request) -> Response:
-            start = time.perf_counter()
-            body = await self.body(request, dialect)
+            body = bytearray()
             try:
-                async with asyncio.timeout(self.limits.seconds):
-                    asked = await self.work(len(body), dialect.read, self.served, body)
-                    vectors = await self.vectors(request, asked)
-                    answer = await self.work(vectors.nbytes, answer_of, dialect, asked, vectors, start)
-            except TimeoutError:
-                raise RequestError(
-                    "time-limit", f"no answer within {self.limits.seconds:g} s; send fewer texts"
-                ) from None
-            except asyncio.CancelledError:
-                raise RequestError("server-stopping", "the server was stopped at once; try again") from None
-            self.metrics.cut += asked.cut
-            headers = {"x-refembed-cut": str(asked.cut)} if asked.cut else None
-            return Response(answer, media_type="application/json", headers=headers)
+                start = time.perf_counter()
+                await self.fill(body, request, dialect)
+                return await self.answer(body, request, dialect, start)
+            finally:
+                self.held -= len(body)
 
         return embed
+
+    async def answer(self, body: bytearray, request: Request, dialect: Dialect, start: float) -> Response:
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                asked = await self.work(len(body), dialect.read, self.served, body)
+                vectors = await self.vectors(request, asked)
+                answer = await self.work(vectors.nbytes, answer_of, dialect, asked, vectors, start)
+        except TimeoutError:
+            raise RequestError("time-limit", f"no answer within {self.limits.seconds:g} s; send fewer texts") from None
+        except asyncio.CancelledError:
+            raise RequestError("server-stopping", "the server was stopped at once; try again") from None
+        self.metrics.cut += asked.cut
+        headers = {"x-refembed-cut": str(asked.cut)} if asked.cut else None
+        return Response(answer, media_type="application/json", headers=headers)
 
     async def work(self, size: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """A call that takes as long as `size` bytes are many: in a thread, where it would hold up the event loop."""
@@ -137,14 +145,14 @@ class Server:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self.workers, function, *arguments)
 
-    async def body(self, request: Request, dialect: Dialect) -> bytes:
-        """The whole body, of a type and size that are taken."""
+    async def fill(self, body: bytearray, request: Request, dialect: Dialect) -> None:
+        """Read the whole body, of a type and size that are taken, while all bodies together are within memory."""
         most = self.limits.bytes
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json" and not media.endswith("+json") and not dialect.any_media_type:
             await self.throw_away(request)
             raise RequestError("body-type", f"content-type is {media or 'missing'}, application/json needed")
-        body, size, more = bytearray(), 0, True
+        size, more, full = 0, True, False
         try:
             async with asyncio.timeout(self.limits.seconds):
                 while more and size <= most * THROWN_AWAY:
@@ -153,13 +161,16 @@ class Server:
                         raise ClientDisconnect
                     part, more = message.get("body", b""), message.get("more_body", False)
                     size += len(part)
-                    if size <= most:
+                    full = full or self.held + len(part) > self.most_held
+                    if size <= most and not full:
                         body += part
+                        self.held += len(part)
         except TimeoutError:
             raise RequestError("body-slow", f"the body did not come within {self.limits.seconds:g} s") from None
         if size > most:
             raise RequestError("body-large", f"the body has more than {most} bytes; send fewer texts")
-        return bytes(body)
+        if full:
+            raise RequestError("queue-full", f"bodies of {self.held} bytes are being answered; try again later")
 
     async def throw_away(self, request: Request) -> None:
         """Read what is left of a body that is refused, within reason."""

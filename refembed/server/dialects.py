@@ -135,7 +135,7 @@ class Dialect:
     fields: frozenset[str] | None = None
     any_media_type = False
 
-    def read(self, served: Served, body: bytes) -> Asked:
+    def read(self, served: Served, body: bytes | bytearray) -> Asked:
         """What a body asks for. Raises RefembedError."""
         given = parse(body)
         if self.fields is not None and (unknown := sorted(set(given) - self.fields)):
@@ -321,8 +321,8 @@ def dialect_of(path: str) -> Dialect:
 
 
 # ------------------------------------------------------------------------------------------------------ reading a body
-def parse(body: bytes) -> dict[str, Any]:
-    if not body.strip():
+def parse(body: bytes | bytearray) -> dict[str, Any]:
+    if not body or body.isspace():
         raise RequestError("body-missing", "missing request body, a JSON object needed")
     try:
         given = orjson.loads(body)

@@ -270,3 +270,21 @@ def test_poison_behind_a_path(model: Model, folder: Any, capsys: Any) -> None:
     for path in ("/health", "/ready"):
         assert asyncio.run(ask(server, path)) == (503, {"status": "failed"})
     assert asyncio.run(ask(server, "/embed", {"inputs": "a"}))[0] == 503
+
+
+def test_bodies_at_once_are_bounded(folder: Any) -> None:
+    """Wrong if bodies are held beyond the memory meant for them, or their place is lost once they are answered."""
+    real = refembed.load(folder, backend="numpy")
+    served = Served(real, "twin", frozenset({"twin"}), None, True, 10)
+    server = Server(served, Batcher(real, 512, 100), Limits(10_000, 100, 10.0), None)
+    server.most_held = 2000
+
+    async def all_at_once() -> Any:
+        return await asyncio.gather(*(ask(server, "/embed", {"inputs": "a" * 900}) for _ in range(3)))
+
+    found = asyncio.run(all_at_once())
+    assert [status for status, _ in found] == [200, 200, 429]
+    assert found[2][1]["error_type"] == "Overloaded"
+    assert server.held == 0
+    assert asyncio.run(ask(server, "/embed", {"inputs": "a"}))[0] == 200
+    server.batcher.close()
