@@ -63,7 +63,7 @@ class Server:
             Route("/api/version", lambda request: JSONResponse({"version": __version__})),
             Route("/health", self.health),
             Route("/ready", self.ready),
-            Route("/metrics", lambda request: PlainTextResponse(self.metrics.render(self.batcher))),
+            Route("/metrics", self.counts),
         ]
         self.paths = frozenset(route.path for route in routes)
         handlers: dict[Any, Callable[..., Any]] = {HTTPException: self.refuse_route, RefembedError: self.refuse}
@@ -247,6 +247,9 @@ class Server:
         """Whether it can go on at all."""
         alive = self.batcher.thread.is_alive()
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def counts(self, request: Request) -> Response:  # not in a thread: the event loop's own changes them
+        return PlainTextResponse(self.metrics.render(self.batcher))
 
     async def ready(self, request: Request) -> Response:
         """Whether it takes requests now."""

@@ -266,6 +266,8 @@ def test_poison_behind_a_path(model: Model, folder: Any, capsys: Any) -> None:
     assert second == (424, {"error": "a text could not be computed: poison", "error_type": "Backend"})
     assert "MemoryError: poison" in capsys.readouterr().err
     assert asyncio.run(ask(server, "/health")) == (200, {"status": "ok"})
+    server.metrics.render = lambda queue: json.dumps(threading.current_thread().name)  # type: ignore[method-assign]
+    assert asyncio.run(ask(server, "/metrics"))[1] == threading.current_thread().name  # which alone changes its counts
     server.batcher.close()
     for path in ("/health", "/ready"):
         assert asyncio.run(ask(server, path)) == (503, {"status": "failed"})
