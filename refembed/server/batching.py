@@ -77,6 +77,8 @@ class Batcher:
         with self.changed:
             if self.closed:
                 raise RefembedError("server-failed", "the model's thread has ended; start the server again")
+            if self.waiting + len(ids) > self.most_waiting:
+                self.sweep()
             if self.waiting and self.waiting + len(ids) > self.most_waiting:
                 raise RefembedError(
                     "queue-full", f"{self.waiting} texts are waiting, and {len(ids)} more do not fit; try again later"
@@ -122,6 +124,13 @@ class Batcher:
                 if job.taken == len(job.ids):
                     self.jobs.pop()
         return batch
+
+    def sweep(self) -> None:
+        """Take out what nobody waits for any more."""
+        for job in self.jobs:
+            if job.future.done():
+                self.leave(job.ids[job.taken :])
+        self.jobs = deque(job for job in self.jobs if not job.future.done())
 
     def leave(self, ids: Sequence[NDArray[Any]]) -> None:
         self.waiting -= len(ids)

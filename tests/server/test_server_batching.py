@@ -158,14 +158,17 @@ def test_full_queue(model) -> None:
     queue.submit(ids(1, tokens=99))
     while queue.waiting:
         pass
-    queue.submit(ids(2, 3, 4, 5))
+    left = queue.submit(ids(2, 3, 4, 5))
     with pytest.raises(RefembedError, match="4 texts are waiting") as caught:
         queue.submit(ids(6))
     assert caught.value.id == "queue-full"
+    assert left.cancel()
+    kept = queue.submit(ids(6))  # in the place of those that nobody waits for
     model.held = False
     model.go.release()
     queue.close()
-    assert queue.waiting == 0
+    assert values(kept) == [6]
+    assert (queue.waiting, queue.waiting_tokens) == (0, 0)
 
 
 def test_cancelled_requests_are_not_computed(model) -> None:
