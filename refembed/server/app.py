@@ -56,6 +56,7 @@ class Server:
         routes = [Route(dialect.path, self.endpoint(dialect), methods=["POST"]) for dialect in DIALECTS]
         routes += [
             Route("/", self.endpoint(TEI), methods=["POST"]),  # huggingface_hub's client asks there
+            Route("/", self.health),  # text-embeddings-inference's other name for it, as open there as the first
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.one_model),
             Route("/info", self.info),
@@ -68,6 +69,7 @@ class Server:
         self.paths = frozenset(route.path for route in routes)
         handlers: dict[Any, Callable[..., Any]] = {HTTPException: self.refuse_route, RefembedError: self.refuse}
         self.app = Starlette(routes=routes, exception_handlers=handlers)
+        self.app.router.redirect_slashes = False  # a redirect has no interface's form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse what need not be looked at, count the rest."""
@@ -98,7 +100,8 @@ class Server:
 
     def refusal(self, request: Request) -> RequestError | None:
         """Why a request is not even looked at."""
-        if request.scope["path"] in OPEN:
+        path = request.scope["path"]
+        if path in OPEN or (path == "/" and request.method in ("GET", "HEAD")):
             return None
         if self.stopping:
             return RequestError("server-stopping", "the server is stopping; try again, or elsewhere")

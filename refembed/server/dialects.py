@@ -192,7 +192,12 @@ class Dialect:
         return [], self.token_ids(served, value, kinds)
 
     def token_ids(self, served: Served, value: list[Any], kinds: set[type]) -> list[NDArray[Any]]:
-        raise mixed(self.input, value, str)
+        """BOS and EOS are put around ids that lack them."""
+        if type(value[0]) is int:
+            return [ids_of(served.model, value, self.input, None)]
+        if kinds != {list}:
+            raise mixed(self.input, value, type(value[0]) if type(value[0]) is list else str)
+        return [ids_of(served.model, row, self.input, index) for index, row in enumerate(value)]
 
     def dimensions(self, given: dict[str, Any]) -> Any:
         return given.get("dimensions")
@@ -231,14 +236,6 @@ class OpenAI(Dialect):
     path = "/v1/embeddings"
     fields = frozenset(["input", "model", "dimensions", "encoding_format", "user", *OWN])
 
-    def token_ids(self, served: Served, value: list[Any], kinds: set[type]) -> list[NDArray[Any]]:
-        """BOS and EOS are put around ids that lack them."""
-        if type(value[0]) is int:
-            return [ids_of(served.model, value, self.input, None)]
-        if kinds != {list}:
-            raise mixed(self.input, value, type(value[0]) if type(value[0]) is list else str)
-        return [ids_of(served.model, row, self.input, index) for index, row in enumerate(value)]
-
     def answer(self, asked: Asked, vectors: Vectors, seconds: float) -> bytes:
         rows: list[Any] = list(vectors)
         if asked.base64:
@@ -255,7 +252,7 @@ class OpenAI(Dialect):
 
 
 class TextEmbeddingsInference(Dialect):
-    """POST /embed, also as /; GET /info."""
+    """POST /embed, also as /; GET /info, and / for its health."""
 
     path = "/embed"
     input = "inputs"
@@ -294,6 +291,9 @@ class Ollama(Dialect):
         """Nothing is no fault here: no text, no vector."""
         return ([], None) if value in (None, "", []) else super().texts(served, value)
 
+    def token_ids(self, served: Served, value: list[Any], kinds: set[type]) -> list[NDArray[Any]]:
+        raise mixed(self.input, value, str)
+
     def dimensions(self, given: dict[str, Any]) -> Any:
         return None if given.get("dimensions") == 0 else given.get("dimensions")
 
@@ -317,7 +317,7 @@ DIALECTS = (OPENAI, TEI, OLLAMA)
 
 def dialect_of(path: str) -> Dialect:
     """Whose errors a path answers with."""
-    return OLLAMA if path.startswith("/api/") else TEI if path in ("/", "/embed", "/info") else OPENAI
+    return OLLAMA if path.startswith("/api/") else TEI if path.rstrip("/") in ("", "/embed", "/info") else OPENAI
 
 
 # ------------------------------------------------------------------------------------------------------ reading a body

@@ -127,6 +127,9 @@ def test_text_embeddings_inference(server, model) -> None:
     assert close(server.ask("/embed", {"inputs": TEXTS, "dimensions": 16, "truncate": True}).json, wanted)
     client = huggingface_hub.InferenceClient(model=server.url)  # asks at /
     assert close(client.feature_extraction("earth"), model.encode(["earth"], task=None))
+    ids = [one.tolist() for one in model.prepare(["earth", "mars"], task=None)]
+    assert close(server.ask("/embed", {"inputs": ids[0][1:-1]}).json, model.encode(["earth"], task=None))
+    assert close(server.ask("/embed", {"inputs": ids}).json, model.encode(["earth", "mars"], task=None))
     (raw,) = server.ask("/embed", {"inputs": "earth", "normalize": False}).json
     traced = model.encoder.trace(model.prepare(["earth"], task=None)[0])
     assert close(raw, traced["projected"])

@@ -126,7 +126,9 @@ ROWS = [
     Bad("tei-json", TEI, b"{", 400, "Validation", "not JSON"),
     Bad("tei-no-inputs", TEI, {"input": "a"}, 422, "Validation", "inputs is missing"),
     Bad("tei-number", TEI, {"inputs": 5}, 422, "Validation", "inputs is a whole number"),
-    Bad("tei-ids", TEI, {"inputs": [5]}, 422, "Validation", r"inputs\[0\] is a whole number"),
+    Bad("tei-id-among-texts", TEI, {"inputs": ["a", 5]}, 422, "Validation", r"inputs\[1\] is a whole number"),
+    Bad("tei-id-too-large", TEI, {"inputs": [5, 768]}, 422, "Validation", "inputs has the token id 768"),
+    Bad("tei-slash", TEI + "/", {"inputs": "a"}, 404, "Validation", "POST /embed/"),
     Bad("tei-empty", TEI, {"inputs": []}, 400, "Empty", "inputs is empty"),
     Bad("tei-many", TEI, {"inputs": ["a"] * 41}, 413, "Validation", "41 texts"),
     Bad("tei-long", TEI, {"inputs": LONG, "truncate": False}, 413, "Validation", "at most 64"),
@@ -155,13 +157,13 @@ ROWS = [
 def body_of(row: Bad) -> Any:
     if not isinstance(row.body, dict):
         return row.body
-    usual = {} if row.path == TEI else {"model": "embeddinggemma", "input": "a"}
+    usual = {} if row.path.startswith(TEI) else {"model": "embeddinggemma", "input": "a"}
     return {key: value for key, value in (usual | row.body).items() if value is not ...}
 
 
 def message_of(path: str, answer: Any) -> str:
     """The words of an error, once it has its interface's shape."""
-    if path in (TEI, "/info"):
+    if path.startswith((TEI, "/info")):
         assert set(answer) == {"error", "error_type"}
         return str(answer["error"])
     if path.startswith("/api/"):
@@ -188,7 +190,7 @@ def test_bad_request(row: Bad, server: Running, right: Any) -> None:
     answer = server.ask(row.path, body_of(row), row.headers, row.method)
     assert answer.status == row.status, answer.body
     assert re.search(row.words, message_of(row.path, answer.json)), answer.body
-    if row.path == TEI:
+    if row.path.startswith(TEI):
         assert answer.json["error_type"] == row.id
     elif not row.path.startswith("/api/"):
         assert answer.json["error"]["code"] == CODES.get(row.id, row.id.replace("-", "_"))

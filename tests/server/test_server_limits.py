@@ -56,7 +56,8 @@ def test_key(guarded, model) -> None:
     said = [guarded.ask("/api/embed", {}, {**JSON, **one}).json["error"] for one in ({}, {"authorization": "bearer x"})]
     assert said == ["no API key: send the header Authorization: Bearer KEY", "incorrect API key"]
     assert embed(guarded, "a").json["error_type"] == "Unauthorized"
-    assert guarded.ask("/health").status == guarded.ask("/ready").status == 200
+    assert [guarded.ask(path).status for path in ("/health", "/ready", "/")] == [200] * 3
+    assert guarded.ask("/", {"inputs": "a"}).status == 401
     client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="secret")
     (entry,) = client.embeddings.create(model="twin:none", input="mars").data
     assert np.allclose(entry.embedding, model.encode("mars", task=None), atol=1e-6)
