@@ -232,9 +232,12 @@ class Server:
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        for one in model_list(self.served, int(self.metrics.started)):
+        listed = model_list(self.served, int(self.metrics.started))
+        for one in listed:
             if one["id"] == name:
                 return JSONResponse(one)
+        if name in self.served.names:  # not listed, so that a list of models does not show one twice
+            return JSONResponse(listed[0] | {"id": name})
         raise RequestError(
             "model-unknown", f"the model {name!r} does not exist; it is {self.served.name} here", "model"
         )

@@ -124,6 +124,9 @@ def serve(given: argparse.Namespace, place: socket.socket) -> None:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.should_exit = self.force_exit = app.stopping or not batcher.thread.is_alive()
             app.stopping = True
+            if app.metrics.active and not self.force_exit:
+                left = f"{app.metrics.active} requests to finish; once more ends it at once"
+                print(f"refembed: stopping: {left}", file=sys.stderr, flush=True)
 
         async def on_tick(self, counter: int) -> bool:
             self.should_exit |= app.stopping and not app.metrics.active

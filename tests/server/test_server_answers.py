@@ -73,6 +73,7 @@ def test_openai_models_are_listed(client, model) -> None:
     names = [one.id for one in client.models.list().data]
     assert names[0] == "twin"
     assert client.models.retrieve("twin").owned_by == "refembed"
+    assert client.models.retrieve("embeddinggemma").id == "embeddinggemma"
     for name in names[1:]:
         (entry,) = client.embeddings.create(model=name, input="mars").data
         task = name.partition(":")[2].replace("-", " ")
