@@ -115,7 +115,7 @@ def kind_of(source: str, field: str | None) -> str:
     ending = Path(source.removesuffix(".gz")).suffix
     if ending not in (".txt", ".jsonl"):
         raise RefembedError(
-            "input-format", f"{source}: files of texts end in .txt or .jsonl (or with .gz), not in {ending!r}"
+            "input-format", f"{source}: files of texts end in .txt, .jsonl (or with .gz) or .parquet, not in {ending!r}"
         )
     if ending == ".txt" and field:
         raise RefembedError(

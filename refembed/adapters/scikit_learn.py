@@ -52,7 +52,10 @@ class TextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def transform(self, X: Iterable[str]) -> Vectors:  # noqa: N803
         if isinstance(X, str) or getattr(X, "ndim", 1) != 1:  # going through a data frame gives its columns' names
-            raise RefembedError("text-type", f"X is {type(X).__name__}; a sequence or one column of texts is needed")
+            raise RefembedError(
+                "text-type",
+                f"X is {type(X).__name__}; a sequence or one column of texts is needed: 'text', not ['text']",
+            )
         return self.loaded().encode(list(X), task=self.task, prompt=self.prompt, dimensions=self.dimensions)
 
     @property
