@@ -123,6 +123,8 @@ class Server:
                 start = time.perf_counter()
                 await self.fill(body, request, dialect)
                 return await self.answer(body, request, dialect, start)
+            except asyncio.CancelledError:
+                raise RequestError("server-stopping", "the server was stopped at once; try again") from None
             finally:
                 self.held -= len(body)
 
@@ -136,8 +138,6 @@ class Server:
                 answer = await self.work(vectors.nbytes, answer_of, dialect, asked, vectors, start)
         except TimeoutError:
             raise RequestError("time-limit", f"no answer within {self.limits.seconds:g} s; send fewer texts") from None
-        except asyncio.CancelledError:
-            raise RequestError("server-stopping", "the server was stopped at once; try again") from None
         self.metrics.cut += asked.cut
         headers = {"x-refembed-cut": str(asked.cut)} if asked.cut else None
         return Response(answer, media_type="application/json", headers=headers)

@@ -212,10 +212,14 @@ def test_second_signal(folder) -> None:
     running = Running(folder)
     many = in_thread(embed, running, *[LONG] * 2000)
     running.wait_until(lambda: queued(running) > 0)
-    running.process.send_signal(signal.SIGINT)
-    running.wait_until(lambda: running.ask("/ready").status == 503)
-    running.process.send_signal(signal.SIGINT)
-    assert many().status == 503
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as slow:
+        slow.sendall(HEAD % 9 + b"{")  # a body that is still to come
+        running.wait_until(lambda: metric(running, "refembed_active_requests") == 3)
+        running.process.send_signal(signal.SIGINT)
+        running.wait_until(lambda: running.ask("/ready").status == 503)
+        running.process.send_signal(signal.SIGINT)
+        assert many().status == 503
+        assert b" 503 " in slow.recv(1000)
     assert running.process.wait(10) == 0
 
 
