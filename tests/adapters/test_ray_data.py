@@ -5,16 +5,13 @@ import shutil
 import tempfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, embedded, example
 
 import refembed
-
-pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'refembed[ray]'")
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'refembed[ray]'")
-
-from refembed.adapters import ray_data  # noqa: E402
-from refembed.adapters.ray_data import Embed  # noqa: E402
+from refembed.adapters import ray_data
+from refembed.adapters.ray_data import Embed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # its own of its own
 KINDS = [pa.string(), pa.large_string(), pa.binary()]

@@ -4,17 +4,14 @@ import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import missing
 from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, embedded, example
 
 import refembed
-
-pd = pytest.importorskip("pandas", reason="pandas is not installed: pip install 'refembed[spark]'")
-pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'refembed[spark]'")
-
-from refembed.adapters import spark  # noqa: E402
-from refembed.adapters.spark import embed, embedding_udf  # noqa: E402
+from refembed.adapters import spark
+from refembed.adapters.spark import embed, embedding_udf
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 
