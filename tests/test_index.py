@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.index import Given
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -98,22 +99,6 @@ def random_vectors(count: int, size: int, clusters: int = 0, seed: int = 0) -> n
         centres = random.standard_normal((clusters, size), np.float32)
         table = centres[random.integers(clusters, size=count)] + np.float32(0.5) * table
     return table / np.linalg.norm(table, axis=1, keepdims=True)
-
-
-class Given:
-    """A model whose n-th text has the n-th of given vectors."""
-
-    def __init__(self, vectors: np.ndarray) -> None:
-        self.vectors, self.name = vectors, "given"
-        self.config = type("Config", (), {"dimensions": vectors.shape[1]})
-        self.checkpoint = type("Checkpoint", (), {"stamp": "stamp", "digest": "digest", "folder": None})
-        self.backend = self.encoder = type("Backend", (), {"name": "given", "precision": "float32"})
-
-    def prepare(self, texts: list[str], **_: Any) -> list[np.ndarray]:
-        return [np.array([int(text)]) for text in texts]
-
-    def encode_tokens(self, batch: list[np.ndarray], *_: Any) -> np.ndarray:
-        return self.vectors[[int(ids[0]) for ids in batch]]
 
 
 def recall_of(folder: Path, count: int, size: int, form: str | None, clusters: int, asked: int) -> float:

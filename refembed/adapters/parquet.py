@@ -54,10 +54,9 @@ class Table:
 
 
 def cells_of(column: Any) -> list[Any]:
-    """Python's values; what is no UTF-8 becomes a text that the tokenizer finds at fault."""
+    """Python's values, bytes as texts; what is no UTF-8 becomes a text that the tokenizer finds at fault."""
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
-    cells = column.cast(pa.large_binary()).to_pylist()
-    return [cell if cell is None else cell.decode(errors="surrogateescape") for cell in cells]
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return [cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else cell for cell in column.to_pylist()]

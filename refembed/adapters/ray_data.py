@@ -28,6 +28,7 @@ import pyarrow as pa
 from ..bulk import encode_each
 from ..embedder import load
 from ..errors import RefembedError
+from .parquet import cells_of
 
 
 class Embed:
@@ -56,18 +57,11 @@ class Embed:
     def __call__(self, batch: pa.Table) -> pa.Table:
         if not isinstance(batch, pa.Table):
             raise RefembedError("option-format", f'a batch is {type(batch).__name__}; say batch_format="pyarrow"')
-        titles = None if self.title is None else values(batch[self.title])
-        vectors, faults = encode_each(self.model, values(batch[self.text]), titles, **self.options)
+        titles = None if self.title is None else cells_of(batch[self.title])
+        vectors, faults = encode_each(self.model, cells_of(batch[self.text]), titles, **self.options)
         null = np.array([fault is not None for fault in faults], bool)
         vectors[null] = 0
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1], mask=pa.array(null))
         reasons = pa.array([fault and f"{fault.id}: {fault.reason}" for fault in faults], pa.string())
         kept = batch.drop_columns([name for name in batch.column_names if name in ("embedding", "fault")])
         return kept.append_column("embedding", embedding).append_column("fault", reasons)
-
-
-def values(column: Any) -> list[Any]:
-    """A column's values; of bytes that are not UTF-8, text that is no Unicode, which is the fault of its row alone."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    return [one.decode("utf-8", "surrogateescape") if isinstance(one, bytes) else one for one in column.to_pylist()]

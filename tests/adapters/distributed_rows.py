@@ -1,5 +1,6 @@
 """Rows for the engines that spread a job over machines, some at fault, and what the library itself makes of them."""
 
+import json
 import re
 import textwrap
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refembed
+from refembed.cli import main
 
 TWIN = Path(__file__).parents[2] / "golden" / "twin" / "checkpoint"
 PAGE = Path(__file__).parents[2] / "spec" / "running.md"
@@ -32,6 +34,19 @@ def alone(titled: bool = False, **options: Any) -> NDArray:
             for text, title in zip(TEXTS, TITLES, strict=True)
         ]
     return np.stack(found)
+
+
+def embedded(folder: Path) -> NDArray:
+    """What `refembed embed` itself makes of all rows, with their titles, at 24 dimensions."""
+    lines = [json.dumps({"text": text, "title": title}) for text, title in zip(TEXTS, TITLES, strict=True)]
+    faulty = [b'{"text": null}', b'{"text": "the \xff"}']
+    (folder / "rows.jsonl").write_bytes(b"\n".join([*(line.encode() for line in lines), *faulty]))
+    how = ["--model", str(TWIN), "--backend", HOW["backend"], "--threads", str(HOW["threads"])]
+    fields = ["--title-field", "title", "--dimensions", "24"]
+    assert main(["embed", "-i", str(folder / "rows.jsonl"), "-o", str(folder / "rows.npy"), *fields, *how]) == 1
+    found = np.load(folder / "rows.npy")
+    assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == list(FAULTY)
+    return found
 
 
 def check(rows: list[dict], expected: NDArray) -> None:

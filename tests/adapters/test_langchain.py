@@ -5,16 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import refembed
-from refembed.errors import RefembedError
-
-pytest.importorskip("langchain_core", reason="langchain-core is not installed: pip install langchain-core")
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
+import refembed
 from refembed.adapters.langchain import RefembedEmbeddings
 from refembed.embedder import DEFAULT_MODEL
+from refembed.errors import RefembedError
 
 TWIN = Path(__file__).parents[2] / "golden/twin/checkpoint"
 FACTS = {

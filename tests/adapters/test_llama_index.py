@@ -7,17 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import refembed
-from refembed.errors import RefembedError
-
-pytest.importorskip("llama_index.core", reason="llama-index-core is not installed: pip install llama-index-core")
 from llama_index.core import VectorStoreIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import TextNode
 
+import refembed
 from refembed.adapters.llama_index import RefembedEmbedding
 from refembed.embedder import DEFAULT_MODEL
+from refembed.errors import RefembedError
 
 TWIN = Path(__file__).parents[2] / "golden/twin/checkpoint"
 FACTS = {

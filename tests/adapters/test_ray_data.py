@@ -5,16 +5,13 @@ import shutil
 import tempfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, example
+from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, embedded, example
 
 import refembed
-
-pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'refembed[ray]'")
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'refembed[ray]'")
-
-from refembed.adapters import ray_data  # noqa: E402
-from refembed.adapters.ray_data import Embed  # noqa: E402
+from refembed.adapters import ray_data
+from refembed.adapters.ray_data import Embed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # its own of its own
 KINDS = [pa.string(), pa.large_string(), pa.binary()]
@@ -44,9 +41,9 @@ def engine():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_job_on_ray(engine):
-    """Wrong if a job cut into blocks and batches for two actors gives other bits than each text alone, loses a column
-    or a row, or a faulty row takes others with it.
+def test_a_job_on_ray(engine, tmp_path):
+    """Wrong if a job cut into blocks and batches for two actors gives other bits than each text alone or the local
+    command, loses a column or a row, or a faulty row takes others with it.
     """
     table = rows()
     done = engine.data.from_arrow([table[:20], table[20:21], table[21:]]).map_batches(
@@ -62,7 +59,8 @@ def test_a_job_on_ray(engine):
         **dict(zip(table.schema.names, table.schema.types, strict=True)),
         **types,
     }
-    check(found.drop_columns("text").to_pylist(), alone(titled=True, dimensions=24))
+    for expected in (alone(titled=True, dimensions=24), embedded(tmp_path)):
+        check(found.drop_columns("text").to_pylist(), expected)
 
 
 def test_the_example_runs(engine, capsys):

@@ -7,11 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
-import refembed
-from refembed.errors import RefembedError
-
-pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install scikit-learn")
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
@@ -19,9 +14,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.utils import estimator_checks
 
+import refembed
 from refembed.adapters import scikit_learn
 from refembed.adapters.scikit_learn import TextEmbedder
 from refembed.embedder import DEFAULT_MODEL
+from refembed.errors import RefembedError
 
 TWIN = Path(__file__).parents[2] / "golden/twin/checkpoint"
 SPACE = [

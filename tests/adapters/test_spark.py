@@ -4,17 +4,14 @@ import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import missing
-from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, example
+from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, embedded, example
 
 import refembed
-
-pd = pytest.importorskip("pandas", reason="pandas is not installed: pip install 'refembed[spark]'")
-pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'refembed[spark]'")
-
-from refembed.adapters import spark  # noqa: E402
-from refembed.adapters.spark import embed, embedding_udf  # noqa: E402
+from refembed.adapters import spark
+from refembed.adapters.spark import embed, embedding_udf
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 
@@ -53,16 +50,18 @@ def rows(session):
     return frame.withColumn("text", frame.text.cast("string"))
 
 
-def test_a_job_on_spark(rows):
-    """Wrong if a job cut into partitions and batches gives other bits than each text alone, loses a column or a row,
-    computes a row twice, or a faulty row takes others with it.
+def test_a_job_on_spark(rows, tmp_path):
+    """Wrong if a job cut into partitions and batches gives other bits than each text alone or the local command,
+    loses a column or a row, computes a row twice, or a faulty row takes others with it.
     """
     done = embed(rows, TWIN, title="title", dimensions=24, **HOW)
     types = "id:smallint,text:string,title:string,embedding:array<float>,fault:string"
     assert done.schema.simpleString() == f"struct<{types}>"
     assert done.rdd.getNumPartitions() == 2
     assert done._jdf.queryExecution().executedPlan().toString().count("embeddings(") == 1
-    check([row.asDict() for row in done.drop("text").collect()], alone(titled=True, dimensions=24))
+    found = [row.asDict() for row in done.drop("text").collect()]
+    for expected in (alone(titled=True, dimensions=24), embedded(tmp_path)):
+        check(found, expected)
 
 
 def test_forms_of_vectors_and_sql(session, rows):

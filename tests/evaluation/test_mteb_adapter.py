@@ -1,7 +1,6 @@
 """mteb's own tasks on local data, through the adapter: they run, and agree with refembed evaluate to the last digit."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +15,6 @@ from refembed.evaluation.tasks import Choice, evaluate
 from refembed.evaluation.vectors import TextEncoder
 from refembed.prompts import prompt_of
 
-if find_spec("mteb") is None:
-    pytest.skip("mteb is not installed: pip install mteb", allow_module_level=True)
 ENCODE = {"batch_size": 32, "show_progress_bar": False}
 
 
