@@ -15,6 +15,7 @@ from book import BookError, Chapter, insert
 from listing import Witness, function_listing
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from upstream import in_html
 
 from refembed.conformance.defects import DEFECTS, Defect
 
@@ -133,7 +134,7 @@ def trap(root: Path, defect: Defect) -> str:
     best = "never" if entry["ratio"] != "infinite" and float(entry["ratio"]) < 1 else f"<code>{entry['case']}</code>"
     rows = {
         "What users see": escape(defect.effect),
-        "Seen in": escape(evidence(defect.reported)),
+        "Seen in": in_html(escape(evidence(defect.reported))),
         "Least input that shows it": escape(defect.exposed),
         "Golden case that shows it best": f"{best}, one of {sees} of the twin's {len(manifest['cases'])} that see it",
     }

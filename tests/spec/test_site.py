@@ -18,6 +18,7 @@ import book
 import chapter_pages
 import listing
 import pytest
+import upstream
 from support import accessibility_faults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +141,32 @@ def test_chapters_show_numbers_traps_and_figures(site):
             assert '<details class="trap">' in html, stem
     attention = (site / "spec" / "05-attention-and-windows.html").read_text().replace("<wbr>", "")
     assert re.search(r"layer\.00\.attention\.scores.*?3 x 10 x 10", attention, re.S)
-    assert "sentence-transformers #3513" in attention
+    thread = (
+        'sentence-transformers <a href="https://github.com/huggingface/sentence-transformers/issues/3513">#3513</a>'
+    )
+    assert thread in attention
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "transformers\n  #41922.",
+            "transformers\n  [#41922](https://github.com/huggingface/transformers/issues/41922).",
+        ),
+        ("utensils/mold #1074", "utensils/mold [#1074](https://github.com/utensils/mold/issues/1074)"),
+        (
+            "plur PR #1, fixed in #2 and #3; #4",
+            "plur PR [#1](https://github.com/plur-ai/plur/issues/1), fixed in [#2](https://github.com/plur-ai/plur/issues/2)"
+            " and [#3](https://github.com/plur-ai/plur/issues/3); #4",
+        ),
+        ("efficient-transformers #940, Liger #74, transformers.js #1418", ""),
+        ("```text\ntransformers #1\n```", ""),
+    ],
+)
+def test_threads_of_other_projects_are_linked(said, shown):
+    """Wrong if evidence cannot be followed where the project is known, or leads to another's thread."""
+    assert upstream.in_markdown(said) == (shown or said)
 
 
 def within_two(start: Path, links: Callable[[Path], list[str]]) -> dict[Path, set[str]]:
