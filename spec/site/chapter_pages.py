@@ -90,7 +90,7 @@ def numbers(root: Path, chapter: Chapter) -> str:
     found = {place: tensors_of(golden(root, place[0])[1], place[1], chapter.traces) for place in places}
     most = max((len(tensors) for tensors in found.values()), default=0)
     if not most:
-        return ""
+        return next((written(root, case) for folder, case in places if folder == "ul2"), "")
     place, tensors = next((place, tensors) for place, tensors in found.items() if len(tensors) == most)
     case = golden(root, place[0])[0][place[1]]
     said = "".join(f": `{text['text']}`" for text in case.get("texts", [])[:1] if isinstance(text, dict))
@@ -101,6 +101,20 @@ def numbers(root: Path, chapter: Chapter) -> str:
     return (
         f"## The numbers of a golden case\n\n`{place[1]}` of golden/{place[0]}, {case['why']}{said}\n\n"
         "| tensor | shape | first numbers | norm |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
+def written(root: Path, denoiser: str) -> str:
+    """A case of golden/ul2, which holds ids and no tensors."""
+    golden = json.loads((root / "golden/ul2/cases.json").read_text())
+    case = next(case for case in golden["cases"] if case["denoiser"] == denoiser)
+    rows = {"the text": "ids", "the encoder reads": "inputs", "the decoder writes": "targets"}
+    modes = ", ".join(f"{mode} {id}" for mode, id in golden["modes"].items())
+    return (
+        f"## The numbers of a golden case\n\n`{denoiser}` of golden/ul2, drawn by hand. BOS is {golden['bos']}, EOS "
+        f"{golden['eos']}; modes: {modes}; marks: {', '.join(map(str, golden['sentinels']))}.\n\n"
+        "| who | ids |\n| --- | --- |\n"
+        + "".join(f"| {who} | {', '.join(map(str, case[part]))} |\n" for who, part in rows.items())
     )
 
 
