@@ -20,6 +20,7 @@ ID = re.compile(r"\b([A-Z]{3,4}-\d+)\b")
 DEFINED = re.compile(r"^### ([A-Z]{3,4}-\d+)$", re.MULTILINE)
 SOURCE = re.compile(r"Source:(.*?)(?:\n\s*\n|Trap:|Witness:|\Z)", re.DOTALL)
 WITNESS = re.compile(r"^\s*Witness: golden/([\w-]+) ([\w-]+)\.$", re.MULTILINE)
+TEST = re.compile(r"^\s*Witness: (tests/[\w/]+\.py) (\w+)\.$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FOREIGN = {  # other programs' words
     "last_hidden_state", "lm_head", "np.add.at", "random_spans_noise_mask", "sentence_embedding", "ubinary",
@@ -42,6 +43,7 @@ class Definition:
     last: int
     cites: tuple[str, ...]
     witnesses: tuple[tuple[str, str], ...]  # (golden folder, case)
+    tests: tuple[tuple[str, str], ...]  # (file, test), where no golden case judges it
 
     @property
     def module(self) -> str:
@@ -78,7 +80,8 @@ def definitions_of(root: Path, file: Path) -> list[Definition]:
             cites = tuple(id for part in SOURCE.findall(text) for id in ID.findall(part))
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             assert node.end_lineno is not None
-            found.append(Definition(file, node.name, first, node.end_lineno, cites, tuple(WITNESS.findall(text))))
+            witnesses, tests = tuple(WITNESS.findall(text)), tuple(TEST.findall(text))
+            found.append(Definition(file, node.name, first, node.end_lineno, cites, witnesses, tests))
     return found
 
 

@@ -15,6 +15,7 @@ from book import BookError, Chapter, insert
 from listing import Witness, function_listing
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from upstream import in_html
 
 from refembed.conformance.defects import DEFECTS, Defect
 
@@ -89,7 +90,7 @@ def numbers(root: Path, chapter: Chapter) -> str:
     found = {place: tensors_of(golden(root, place[0])[1], place[1], chapter.traces) for place in places}
     most = max((len(tensors) for tensors in found.values()), default=0)
     if not most:
-        return ""
+        return next((written(root, case) for folder, case in places if folder == "ul2"), "")
     place, tensors = next((place, tensors) for place, tensors in found.items() if len(tensors) == most)
     case = golden(root, place[0])[0][place[1]]
     said = "".join(f": `{text['text']}`" for text in case.get("texts", [])[:1] if isinstance(text, dict))
@@ -100,6 +101,20 @@ def numbers(root: Path, chapter: Chapter) -> str:
     return (
         f"## The numbers of a golden case\n\n`{place[1]}` of golden/{place[0]}, {case['why']}{said}\n\n"
         "| tensor | shape | first numbers | norm |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
+def written(root: Path, denoiser: str) -> str:
+    """A case of golden/ul2, which holds ids and no tensors."""
+    golden = json.loads((root / "golden/ul2/cases.json").read_text())
+    case = next(case for case in golden["cases"] if case["denoiser"] == denoiser)
+    rows = {"the text": "ids", "the encoder reads": "inputs", "the decoder writes": "targets"}
+    modes = ", ".join(f"{mode} {id}" for mode, id in golden["modes"].items())
+    return (
+        f"## The numbers of a golden case\n\n`{denoiser}` of golden/ul2, drawn by hand. BOS is {golden['bos']}, EOS "
+        f"{golden['eos']}; modes: {modes}; marks: {', '.join(map(str, golden['sentinels']))}.\n\n"
+        "| who | ids |\n| --- | --- |\n"
+        + "".join(f"| {who} | {', '.join(map(str, case[part]))} |\n" for who, part in rows.items())
     )
 
 
@@ -133,7 +148,7 @@ def trap(root: Path, defect: Defect) -> str:
     best = "never" if entry["ratio"] != "infinite" and float(entry["ratio"]) < 1 else f"<code>{entry['case']}</code>"
     rows = {
         "What users see": escape(defect.effect),
-        "Seen in": escape(evidence(defect.reported)),
+        "Seen in": in_html(escape(evidence(defect.reported))),
         "Least input that shows it": escape(defect.exposed),
         "Golden case that shows it best": f"{best}, one of {sees} of the twin's {len(manifest['cases'])} that see it",
     }

@@ -174,5 +174,7 @@ def whole(one: Definition, witness: Witness) -> str:
     """What is said of a definition whose lines were not changed one by one."""
     if one.witnesses:
         return "; ".join(f"if it is changed, golden/{folder} {case} fails" for folder, case in one.witnesses)
+    if one.tests:
+        return "; ".join(f"if it is changed, {file} {test} fails" for file, test in one.tests)
     reason = witness.outside.get(f"{one.module}.{one.name}") or witness.outside.get(one.module)
     return f"not changed for the witness: {reason}" if reason and one.file.parent == REFERENCE else ""

@@ -10,6 +10,7 @@ import book
 import chapter_pages
 import listing
 import repository
+import upstream
 from docutils import nodes
 from figures import CHAPTERS
 from sphinx.application import Sphinx
@@ -85,7 +86,7 @@ class Site:
         if key in self.figures:
             text = chapter_pages.with_figures(text, self.figures[key])
         text = text.replace("\n\n```\n", "\n```\n")  # the empty line that ends an example for doctest
-        text = repository.rewritten(ROOT, page, text, self.pages)
+        text = upstream.in_markdown(repository.rewritten(ROOT, page, text, self.pages))
         source[0] = text + CONTENTS if name == app.config.root_doc else text
 
     def resolve(self, app: Sphinx, doctree: nodes.document, name: str) -> None:
