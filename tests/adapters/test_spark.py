@@ -88,7 +88,7 @@ def test_the_example_runs(session, capsys):
     assert (second.embedding, second.fault) == (None, FAULTY[len(TEXTS)])
 
 
-def test_a_worker_loads_once(monkeypatch):
+def test_a_worker_loads_once(session, monkeypatch):
     """Wrong if weights travel to the workers, or a worker loads the model anew for each task it serves."""
     from pyspark import cloudpickle
 
