@@ -14,10 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy is there: threads of sev
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
-from support import SMALL, write_checkpoint
+from support import REQUIRED, SMALL, WANTS, missing, write_checkpoint
 
-WANTS = ("weights", "data", "device", "browser", "compiler", "java")
-REQUIRED = set(filter(None, os.environ.get("REFEMBED_REQUIRE", "").split(",")))
 settings.register_profile("refembed", deadline=None, print_blob=True)  # other work on the machine is no fault
 settings.load_profile("refembed")
 
@@ -26,14 +24,6 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = REQUIRED - set(WANTS)
     if unknown:
         raise pytest.UsageError(f"REFEMBED_REQUIRE names {', '.join(unknown)}; it knows {', '.join(WANTS)}")
-
-
-def missing(what: str, how: str) -> None:
-    """Skip this test for want of something, or fail it where REFEMBED_REQUIRE names that thing."""
-    assert what in WANTS
-    if what in REQUIRED:
-        pytest.fail(f"REFEMBED_REQUIRE={what}, and there is none: {how}", pytrace=False)
-    pytest.skip(f"no {what}: {how}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

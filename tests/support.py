@@ -1,12 +1,14 @@
-"""Small models for tests: random parameters of any config, and the folder a checkpoint of it would be."""
+"""What tests share: small models of random parameters and their folders, and what a machine may lack."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as some
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -15,6 +17,9 @@ from refembed.checkpoint import Checkpoint
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
 from refembed.reference.quantize import grid_of, pack_int4, quantize
 from refembed.stored import QuantizedTensor, StoredTensor
+
+WANTS = ("weights", "data", "device", "browser", "compiler", "java")
+REQUIRED = set(filter(None, os.environ.get("REFEMBED_REQUIRE", "").split(",")))
 
 # Both kinds of layer, every size different from every other, and a window shorter than most texts.
 SMALL = Config(
@@ -182,3 +187,11 @@ def accessibility_faults(page: Any) -> list[str]:
     unread = {"preload": False}  # else it asks for style sheets anew, which a page of a file must not
     found = Axe().run(page, options=unread).response["violations"]
     return [f"{fault['id']}: {node['html']}" for fault in found for node in fault["nodes"]]
+
+
+def missing(what: str, how: str) -> None:
+    """Skip this test for want of something, or fail it where REFEMBED_REQUIRE names that thing."""
+    assert what in WANTS
+    if what in REQUIRED:
+        pytest.fail(f"REFEMBED_REQUIRE={what}, and there is none: {how}", pytrace=False)
+    pytest.skip(f"no {what}: {how}")

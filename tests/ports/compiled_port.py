@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from conftest import missing
+from support import missing
 
 from refembed.conformance.suite import golden_folder
 

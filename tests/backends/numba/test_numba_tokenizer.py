@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import missing
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
-from support import SMALL, tokenizer_json
+from support import SMALL, missing, tokenizer_json
 
 import refembed
 from refembed.checkpoint import open_checkpoint

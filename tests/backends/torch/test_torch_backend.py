@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import missing
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from refembed_torch import attention, products
@@ -20,7 +19,7 @@ from refembed_torch.backend import BACKEND, use_cuda
 from refembed_torch.encoder import TorchEncoder
 from refembed_torch.packing import passes
 from refembed_torch.precision import exact_products
-from support import LENGTHS, SMALL, checkpoint_of, configs, random_ids, texts_of, widened, write_checkpoint
+from support import LENGTHS, SMALL, checkpoint_of, configs, missing, random_ids, texts_of, widened, write_checkpoint
 from torch_support import model_of
 
 import refembed
