@@ -1,6 +1,7 @@
 """The three interfaces: what a request's JSON asks for, and how answers and errors look in each."""
 
 import base64
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -127,7 +128,7 @@ class Asked:
         return np.ascontiguousarray(vectors[:, : self.dimensions] if self.raw else truncate(vectors, self.dimensions))
 
 
-class Dialect:
+class Dialect(ABC):
     """What the interfaces have in common. input: the texts' field; fields: all that may be there, None for any."""
 
     path = ""
@@ -219,15 +220,16 @@ class Dialect:
     def too_long(self, tokens: int, context: int, index: int) -> RequestError:
         return RequestError("text-too-long", f"has {tokens} tokens, at most {context} fit", self.input, index)
 
+    @abstractmethod
     def answer(self, asked: Asked, vectors: Vectors, seconds: float) -> bytes:
-        raise NotImplementedError
+        """The JSON of the vectors."""
 
     def status(self, error: RefembedError) -> int:
         return ANSWERS.get(error.id, USUAL).status
 
+    @abstractmethod
     def error(self, error: RefembedError) -> dict[str, Any]:
         """The JSON of a refusal."""
-        raise NotImplementedError
 
 
 class OpenAI(Dialect):

@@ -23,6 +23,7 @@ from typing import Any
 import gradient_mutants
 import loss_mutants
 import numpy as np
+import witness
 from docstring_lint import WITNESS, functions
 from witness import written
 from witness_mutants import FOLDER, Mutant, mutants_of, units
@@ -148,10 +149,7 @@ def stale(record: Mapping[str, Any], now: Iterable[Mutant] = ()) -> list[str]:
 
 
 def unargued(record: Mapping[str, Any]) -> list[str]:
-    """Survivors that are not argued about exactly once, and arguments about what is no survivor."""
-    argued = Counter([*EQUIVALENT, *(id for ids in MISSING.values() for id in ids)])
-    survivors = {id for id, entry in record.items() if not entry["fails"]}
-    return sorted(id for id in survivors | argued.keys() if (id in survivors) != argued[id])
+    return witness.unargued(record, witness.arguments(EQUIVALENT, MISSING))
 
 
 def false_docstrings(record: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:

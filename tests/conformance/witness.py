@@ -309,10 +309,15 @@ def false_witnesses(record: Mapping[str, Any], chosen: Iterable[Mutant]) -> list
     return [one.id for one in chosen if judged(one) != (record[one.id]["fails"], record[one.id]["raises"])]
 
 
-def unargued(record: Mapping[str, Any]) -> list[str]:
+def arguments(equivalent: Mapping[str, str], missing: Mapping[str, Sequence[str]]) -> Counter[str]:
+    """How often each mutant is argued about."""
+    return Counter([*equivalent, *(id for ids in missing.values() for id in ids)])
+
+
+def unargued(record: Mapping[str, Any], argued: Counter[str] | None = None) -> list[str]:
     """Survivors that are not argued about exactly once, and arguments about what is no survivor."""
+    argued = arguments(EQUIVALENT, MISSING) if argued is None else argued
     survivors = {id for id, entry in record.items() if not entry["fails"]}
-    argued = Counter([*EQUIVALENT, *(id for ids in MISSING.values() for id in ids)])
     return sorted(id for id in survivors | argued.keys() if (id in survivors) != argued[id])
 
 
