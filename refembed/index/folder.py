@@ -105,7 +105,7 @@ def read_state(folder: Path) -> State | None:
             raise RefembedError("file-unreadable", f"{folder / MANIFEST}: {error.strerror or error}") from error
         try:
             return parse(folder, text)
-        except RefembedError:  # a writer may have removed a file since
+        except (RefembedError, FileNotFoundError):  # a writer may have removed a file since
             if look + 1 == LOOKS or (folder / MANIFEST).read_bytes() == text:
                 return parse(folder, text, graph_needed=False)
     return None
