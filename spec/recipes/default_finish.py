@@ -8,7 +8,7 @@ Writes MODEL once more with another last matrix, which does two things to its ve
   rotation  an orthogonal matrix, which changes no whole vector's similarity to another, puts into the first quarter of
             the numbers those directions by which that quarter ranks answers most as whole vectors do: not the longest
 
-EVENING was chosen by STS-B's dev split and pairs that were held out (tests/bench/default_model.py --choosing).
+EVENING was chosen on an earlier model, by STS-B's dev split and pairs that were held out.
 """
 
 import sys
@@ -24,7 +24,7 @@ from refembed.checkpoint import open_checkpoint
 from refembed.layout import write_checkpoint
 
 EVENING = 0.3
-TEXTS, PAIRS = 400, 8_000  # of each set
+TEXTS, PAIRS = 400, 8_000  # the first of each set, which of pair-word are all from one dictionary, FOLDOC
 STEPS, BATCH, RATE, TEMPERATURE = 800, 1024, 2e-3, 0.05  # the last is that of the recipe's stage search
 LAST = "3_Dense.linear.weight"
 

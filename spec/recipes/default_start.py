@@ -4,7 +4,7 @@ DATA holds train/*.jsonl.gz and train/raw_text/en.tsv.gz; OUT is filled with
 
   sets/       texts to learn from (default_texts.py)
   teacher/    the teacher's vectors of them, in the order of the sets' rows; vectors/ the same, turned
-  tokenizer/  byte-pair encoding trained on them and on the teacher's own words, of small letters: it knows no capitals
+  tokenizer/  byte-pair encoding trained on them and the teacher's own words, in small letters, as it reads them
   start/      a model whose layers do next to nothing, and whose every piece has the teacher's vector of that piece
 
 so that training begins with a model that already tells texts apart, and only makes it better. What is there already
@@ -64,7 +64,7 @@ def words_known() -> list[str]:
 
 
 def words_of_vocabulary(vocabulary: Mapping[str, int]) -> list[str]:
-    """Whole words of WordPiece's pieces and their ids, which rise as words get rarer."""
+    """The whole words among WordPiece's pieces, by id: the commonest have the lowest."""
     return [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if WORD.fullmatch(word)]
 
 

@@ -1,5 +1,5 @@
-"""What the built-in model learns from: short texts of the allowed data, and everyday sentences made here of their words
-and of those that its teacher knows.
+"""What the built-in model learns from: short texts of the allowed data, everyday sentences made here of their words,
+and texts recombined with words that its teacher knows.
 
 Every set is a file of rows {"query", "positive"}. In the sets whose name begins with `pair` the one answers the other;
 in the others they are two texts by chance, and only the teacher's vector of each is learned.
@@ -105,7 +105,7 @@ def recombined(texts: Sequence[str], words: Sequence[str], number: int, seed: in
     """
     chance = np.random.default_rng(seed)
     weights = (np.arange(len(words)) + EMPTY) ** -0.5
-    most = 12 * number  # a list is of nine at most, and of a text of 40 words 13 are expected to go, most of them fewer
+    most = 12 * number  # lists have nine at most; a text of 40 words loses 13 on average, and most are shorter
     drawn = (words[index] for index in chance.choice(len(words), most, p=weights / weights.sum()))
     empty = {*words[:EMPTY]}
 

@@ -58,7 +58,8 @@ def pairs_held_out(encode: Encode, data: Path) -> float:
 def ndcg_of_pairs(encode: Encode, rows: Sequence[tuple[str, str]]) -> float:
     """nDCG@10 where each row's second text, and no other, answers the first."""
     answers = list(dict.fromkeys(positive for _, positive in rows))
-    documents, asked = encode(answers, "document"), encode([query for query, _ in rows], "query")  # BM25's order
+    documents = encode(answers, "document")  # before the queries: ByWords asks them of these
+    asked = encode([query for query, _ in rows], "query")
     ids = [f"{place:05}" for place in range(len(answers))]
     queries = [f"{place}" for place in range(len(rows))]
     relevant = {query: {ids[answers.index(row[1])]: 1} for query, row in zip(queries, rows, strict=True)}

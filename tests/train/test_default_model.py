@@ -171,8 +171,9 @@ def test_recombined_texts_hold_the_words_they_are_given() -> None:
     gone = np.mean(["boundary" not in text for text in kept if text.startswith("The")])
     assert gone == pytest.approx(1 / 3, abs=0.06)
     assert any("some" in text.split() for text in kept)
-    words = Counter(word for text in found for word in text.split())
-    assert words["obama"] > words["kids"]  # the commonest, the rarest
+    words = Counter(word for text in found[2::3] for word in text.split())
+    assert {"obama", "kids"} < words.keys()
+    assert sum(words[str(n)] for n in range(1, default_texts.EMPTY)) > 0.13 * words.total()  # 0.17; evenly 0.09
     assert {len(text.split()) for text in found[2::3]} == set(range(2, 10))
 
 
