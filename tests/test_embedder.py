@@ -444,6 +444,7 @@ def test_unknown_backend(small_folder) -> None:
 
 # ---------------------------------------------------------------------------------------------------- cost of importing
 HEAVY = {"numba", "torch", "transformers", "tokenizers", "huggingface_hub", "sentence_transformers", "pandas", "scipy"}
+SLOW = {"importlib.metadata"}  # and of no use before a backend, or another package, is looked for
 
 
 def run_python(code: str, *arguments: str) -> str:
@@ -456,7 +457,7 @@ def test_import_brings_nothing_heavy() -> None:
     """import refembed costs seconds and hundreds of megabytes for what the caller may never use."""
     found = set(run_python("import sys, refembed; print(*sys.modules)").split())
     assert "numpy" in found
-    assert not HEAVY & found
+    assert not (HEAVY | SLOW) & found
 
 
 def test_encoding_brings_no_framework(small_folder) -> None:
@@ -466,13 +467,24 @@ def test_encoding_brings_no_framework(small_folder) -> None:
     assert HEAVY & found <= {"tokenizers"}
 
 
-def test_import_is_quick() -> None:
-    """import refembed costs 60 ms or more beyond numpy's own: the least of up to 20 tries, since others compute too."""
-    code = "import numpy, time; start = time.process_time(); import refembed; print(time.process_time() - start)"
-    spent = [float(run_python(code))]
-    while min(spent) >= 0.06 and len(spent) < 20:
-        spent.append(float(run_python(code)))
-    assert min(spent) < 0.06, f"{min(spent) * 1000:.0f} ms"
+def test_import_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """import refembed costs 0.6 of numpy's own import or more, both compiled before: the least of up to 20 tries, since
+    others compute too.
+    """
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    code = """if True:
+        import time
+        start = time.process_time()
+        import numpy
+        middle = time.process_time()
+        import refembed
+        print((time.process_time() - middle) / (middle - start))"""
+    run_python(code)  # compiles
+    shares = [float(run_python(code))]
+    while min(shares) >= 0.6 and len(shares) < 20:
+        shares.append(float(run_python(code)))
+    assert min(shares) < 0.6, f"{min(shares):.2f} of numpy's"
 
 
 def test_an_error_survives_a_pool_of_processes() -> None:

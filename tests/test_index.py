@@ -176,7 +176,7 @@ def test_a_search_looks_for_usearch_once(model, tmp_path: Path, few: None, monke
     index = open_index(tmp_path / "index", model)
     index.add(ids_of(TEXTS), TEXTS)
     expected = index.search("the end", 5)
-    monkeypatch.setattr(index_module, "entry_points", None)
+    monkeypatch.setattr("importlib.metadata.entry_points", None)
     assert index.search("the end", 5) == expected
 
 

@@ -69,7 +69,9 @@ def words_of_vocabulary(vocabulary: Mapping[str, int]) -> list[str]:
 
 
 def spoken(sets: Path, data: Path) -> Iterator[str]:
-    """English for counting pieces, each text after a space as it stands after a prompt."""
+    """English for counting pieces, each text after a space as it stands after a prompt. Recombined texts count as well:
+    words that stand in them alone are less rare for it.
+    """
     for file in sorted(sets.glob("*.jsonl.gz")):
         for row in read(file):
             yield from (" " + text.lower() for text in row)
