@@ -7,11 +7,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import entry_points
 from types import ModuleType
 
 from .. import __version__
 from ..errors import RefembedError, printable, shortened
+from ..plugins import plugins
 from . import bench, doctor, embed, evaluate, golden, index, inspect, quantize, search, similarity, verify
 
 COMMANDS = (embed, similarity, search, index, inspect, verify, golden, evaluate, quantize, bench, doctor)
@@ -21,7 +21,7 @@ GROUP = "refembed.commands"  # the entry points by which packages above this one
 def all_commands() -> dict[str, ModuleType]:
     """Our own commands and those of entry points, which a broken package must not take away from us."""
     found = {module.__name__.rpartition(".")[2]: module for module in COMMANDS}
-    for entry in entry_points(group=GROUP):
+    for entry in plugins(GROUP):
         with suppress(ImportError, AttributeError):
             found.setdefault(entry.name, entry.load())
     return found

@@ -3,13 +3,13 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
 from ..embedder import Embedder, load
 from ..errors import RefembedError, printable
+from ..plugins import plugins
 from ..prompts import PROMPTS
 from ..textfiles import NO_FIELDS, Fields, Row, Texts
 from ..vectors import QUANTIZED, check_quantize, quantize_vectors
@@ -110,8 +110,8 @@ def read_rows(given: argparse.Namespace, texts: Sequence[str]) -> Rows:
 
 def open_rows(source: str, fields: Fields) -> Rows:
     """The rows of a file; it is refused before a model is loaded where it cannot be read, or none has such a title."""
-    readers = entry_points(group=READERS, name=source.rpartition(".")[2])
-    rows: Rows = next((entry.load() for entry in readers), Texts)(source, fields)
+    ending = source.rpartition(".")[2]
+    rows: Rows = next((entry.load() for entry in plugins(READERS) if entry.name == ending), Texts)(source, fields)
     if source != "-":
         next((row for row in rows if not fields.title or row.title is not None), None)
     return rows

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..embedder import DEFAULT_MODEL, Embedder, check_texts, levels_up, load, raise_first
 from ..errors import RefembedError
+from ..plugins import plugins
 from ..progress import Progress
 from ..vectors import BINARY, INT8, Table, best, check_quantize, quantize_vectors, shorten, similarity
 from .folder import Graph, State, check_digests, new_file, read_state, stored_file, sweep, write_state, writing
@@ -119,12 +120,10 @@ def computed_by(model: Embedder) -> str:
     return f"{model.backend.name} {model.encoder.precision}"
 
 
-@cache  # finding it is a look at every package installed: 10 ms
+@cache
 def graphs() -> ModuleType | None:
     """The adapter that makes and searches graphs, where its library is installed."""
-    from importlib.metadata import entry_points  # 15 ms, not spent by an import of refembed alone
-
-    for entry in entry_points(group=GRAPHS):
+    for entry in plugins(GRAPHS):
         with suppress(ImportError):
             return entry.load()
     return None

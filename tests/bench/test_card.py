@@ -26,7 +26,7 @@ def rows_of(card: str) -> Iterator[tuple[str, int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "Banking77")) for name in LEAST]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ("Banking77", "Cranfield"))) for name in LEAST]
 )
 def test_scores_are_those_of_the_card(name: str, data: Path) -> None:
     """Wrong if the model in the package is another than the one its card describes, a backend spoils it, or a new one

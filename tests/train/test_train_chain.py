@@ -38,11 +38,11 @@ def shortened(data: Path, folder: Path) -> dict:
     recipe = tomllib.loads(text) | {"out": str(folder / "out")}
     for stage in recipe["stage"]:
         if "run" in stage:
-            stage["run"]["steps"] = {"mixtures": 1, "finetune": 4, "prefinetune": 40}.get(stage["stage"], 15)
+            stage["run"]["steps"] = {"mixtures": 1, "finetune": 3, "prefinetune": 40}.get(stage["stage"], 15)
         if "set" in stage.get("data", {}):
-            stage["data"]["held_out"] = 50
-        if stage["stage"] == "prefinetune":
-            stage["data"]["batch"] = 32
+            stage["data"] |= {"held_out": 50, "batch": 16}
+        if "text" in stage:
+            stage["text"]["batch"] = 12
     recipe["stage"][0]["fresh"] |= {"vocabulary": 1536, "sample": 500}
     mixtures = next(stage for stage in recipe["stage"] if stage["stage"] == "mixtures")
     mixtures["search"] |= {"trials": 1, "dirichlet": 1, "grid": 0}
