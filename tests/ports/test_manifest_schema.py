@@ -162,5 +162,5 @@ def test_the_schema_knows_what_the_code_knows() -> None:
     model = schema().schema["$defs"]["model"]
     assert schema().schema["$defs"]["format"] == {"const": FORMAT}
     assert set(model["properties"]["files"]["required"]) == set(STORED)
-    slug = type(schema())(schema().schema["$defs"]["slug"])
+    slug = schema().evolve(schema=schema().schema["$defs"]["slug"])
     assert [defect.id for defect in DEFECTS if not slug.is_valid(defect.id)] == []
