@@ -1072,7 +1072,7 @@ PIECES = ["", "0", "-1", "1e999", "null", "{}", "[]", '""', "\0", "9" * 400, "tr
 
 
 @pytest.mark.parametrize("name", FUZZED)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=some.data())
 def test_damaged_at_random(name: str, whole: Path, data: some.DataObject) -> None:
     """Some damage ends in another exception than ours, in no answer at all, or in a message of several lines."""
@@ -1100,7 +1100,7 @@ VALUES = """0 1 -1 2 3 15 160 1000000000 9223372036854775808 1e400 0.0 1e-300 1e
 
 
 @pytest.mark.parametrize("name", [name for name in FUZZED if name.endswith(".json")])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=some.data())
 def test_other_values_at_random(name: str, whole: Path, data: some.DataObject) -> None:
     """A value of another type or size, anywhere in a JSON file, ends in another exception than ours."""

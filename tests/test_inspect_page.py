@@ -481,8 +481,15 @@ def test_tables_stand_for_the_pictures(page, file) -> None:
     assert abs(float(plain(first))) == pytest.approx(strongest, abs=6e-6)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "light"),
+        (1280, "dark"),
+        pytest.param(390, "dark", marks=pytest.mark.long),
+        pytest.param(1280, "light", marks=pytest.mark.long),
+    ],
+)
 def test_page_is_for_everybody(page, file, scheme: str, width: int) -> None:
     """Wrong if axe finds a fault in light or dark, on a phone or a desktop, or the page is wider than the screen."""
     page.emulate_media(color_scheme=scheme)

@@ -41,6 +41,7 @@ def engine():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_job_on_ray(engine, tmp_path):
     """Wrong if a job cut into blocks and batches for two actors gives other bits than each text alone or the local
     command, loses a column or a row, or a faulty row takes others with it.

@@ -127,10 +127,11 @@ REAL = [
     ),
     pytest.param("banking77", Choice(), classification, marks=pytest.mark.long),
     ("tatoeba", Choice(languages=["fra"]), lambda encoder, folder: bitext(encoder, folder, "fra")),
-    (
+    pytest.param(
         "xquad_r",
         Choice(languages=["de"], collection="paragraphs"),
         lambda encoder, folder: retrieval(encoder, folder, "XQuADRetrieval", "de", "paragraphs"),
+        marks=pytest.mark.long,
     ),
 ]
 

@@ -360,6 +360,7 @@ def test_the_list_is_long() -> None:
     assert ids >= {id for id in refembed.errors.ERRORS if id.startswith("gguf-")}
 
 
+@pytest.mark.long
 def test_a_header_of_texts_takes_little(tmp_path: Path) -> None:
     """Two million empty texts, as many as a header may hold, take minutes or gigabytes."""
     count = (LARGEST_HEADER - 1000) // 8

@@ -257,7 +257,9 @@ def pages_of(site: Path) -> list[Path]:
     return [file for file in sorted(site.rglob("*.html")) if file.name != "index.html"]
 
 
-@pytest.mark.parametrize(("width", "mode"), MODES)
+@pytest.mark.parametrize(
+    ("width", "mode"), [MODES[0], MODES[3], *(pytest.param(*one, marks=pytest.mark.long) for one in MODES[1:3])]
+)
 def test_pages_in_a_browser(width, mode, page, site):
     """Wrong if a page has an error in its console, a fault that axe finds, or does not fit the screen's width."""
     for name in PAGES:

@@ -435,6 +435,7 @@ np.save(result, vectors)
 """
 
 
+@pytest.mark.long  # all kernels are compiled once more, a minute for each
 @pytest.mark.parametrize("names", FORCED, ids="-".join)
 def test_forced(names: tuple[str, str], tmp_path: File) -> None:
     """Wrong if a CPU without this one's instructions gets wrong integers, a failing golden suite, or other vectors.
