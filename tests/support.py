@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from refembed.reference import FULL, SLIDING, Config, parameter_shapes
 from refembed.reference.quantize import grid_of, pack_int4, quantize
 from refembed.stored import QuantizedTensor, StoredTensor
 
-WANTS = ("weights", "data", "device", "browser", "compiler", "java")
+WANTS = ("weights", "data", "device", "browser", "compiler", "java", "ray", "spark")
 REQUIRED = set(filter(None, os.environ.get("REFEMBED_REQUIRE", "").split(",")))
 
 # Both kinds of layer, every size different from every other, and a window shorter than most texts.
@@ -36,6 +36,11 @@ SMALL = Config(
     context=64,
     query_scalar=16.0,
 )
+
+
+def sampled(cases: Iterable[Any], every: int = 3) -> list[Any]:
+    """Cases that ask the same code for other things: one in `every` runs always, the rest with pytest -m long."""
+    return [pytest.param(case, marks=[pytest.mark.long] * (place % every > 0)) for place, case in enumerate(cases)]
 
 
 def random_parameters(config: Config, seed: int = 0, dtype: type = np.float64) -> dict[str, NDArray[Any]]:
@@ -194,4 +199,4 @@ def missing(what: str, how: str) -> None:
     assert what in WANTS
     if what in REQUIRED:
         pytest.fail(f"REFEMBED_REQUIRE={what}, and there is none: {how}", pytrace=False)
-    pytest.skip(f"no {what}: {how}")
+    pytest.skip(f"no {what}: {how}", allow_module_level=True)

@@ -507,9 +507,8 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
-@pytest.mark.parametrize(
-    "format", ["parquet", *(pytest.param(format, marks=pytest.mark.long) for format in ("jsonl", "npy", "safetensors"))]
-)
+@pytest.mark.parametrize("format", ["jsonl", "npy", "parquet", "safetensors"])
+@pytest.mark.long
 def test_memory_is_flat(here, format: str) -> None:
     """Wrong if memory grows with the number of rows: 25,000 texts more would be 23 MiB, and as many vectors 24."""
     folder, peaks = write_checkpoint(here / "model", replace(SMALL, dimensions=256)), []

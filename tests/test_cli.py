@@ -555,7 +555,7 @@ def test_no_note_with_a_model(run: Run, use, here) -> None:
 
 def test_progress_only_on_a_terminal(use, here) -> None:
     """A log file fills with progress, a terminal shows none, or the bar stays on the screen or in the output."""
-    lines(here / "in.txt", ["the end in the air"] * 2000)
+    lines(here / "in.txt", ["the end in the air"] * 700)
     process = start("embed", "-i", "in.txt", "-o", "plain.npy", *use)
     assert (process.communicate(timeout=60), process.returncode) == ((b"", b""), 0)
 
@@ -565,7 +565,7 @@ def test_progress_only_on_a_terminal(use, here) -> None:
     shown = read_terminal(master)
     os.close(master)
     assert process.wait(30) == 0
-    assert re.search(rb"\d+/~2000 texts", shown)
+    assert re.search(rb"\d+/~700 texts", shown)
     assert b"\n" not in shown, "one line, again and again"
     assert shown.endswith(b"\r\x1b[K"), "it stays on the screen"
     assert (here / "plain.npy").read_bytes() == (here / "shown.npy").read_bytes()

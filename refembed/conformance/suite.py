@@ -400,8 +400,8 @@ def same(first: float, second: float, beside: float = 0.0) -> bool:
 def check_flags(suite: Suite, case: Case) -> None:
     """Its flags are the defects that lie SEEN float32 bounds or more from the truth."""
     limit = SEEN * case.bounds["float32"]["embedding"] if "float32" in case.bounds else float("inf")
-    for defect in suite.manifest["defects"]:
-        far = suite.distances(defect).get(case.id, 0.0)
+    for defect, entry in suite.manifest["defects"].items():
+        far = number(entry["distances"].get(case.id, 0.0))
         if not same(far, limit) and (far > limit) != (defect in case.flags):
             raise RefembedError(
                 "golden-flags", f"{suite.folder}: case {case.id}: its flag of {defect} contradicts distance and bound"

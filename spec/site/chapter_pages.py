@@ -175,7 +175,7 @@ def evidence(reported: str) -> str:
 # --------------------------------------------------------------------------------------------------------- the figures
 def draw(out: Path, chapters: Mapping[str, Any]) -> dict[str, str]:
     """Draw every page's figures, light and dark, as SVG under out: page's key in chapters -> HTML that shows them."""
-    from look import MODES, svg
+    from look import MODES, coloured, svg
 
     shown: dict[str, str] = {}
     (out / DRAWN).mkdir(parents=True, exist_ok=True)
@@ -183,10 +183,10 @@ def draw(out: Path, chapters: Mapping[str, Any]) -> dict[str, str]:
         up, html = "../../" if page in FOLDERS else "../", ""
         for function in functions:
             caption = escape(" ".join((function.__doc__ or "").split("\n\n")[0].split()))
-            figure, images = function(), ""
+            drawn, images = svg(function()), ""
             for mode in MODES:
                 name = f"{function.__name__}-{mode}.svg"
-                (out / DRAWN / name).write_text(svg(figure, mode))
+                (out / DRAWN / name).write_text(coloured(drawn, mode))
                 images += f'<img class="only-{mode}" src="{up}{DRAWN}/{name}" alt="{caption}">'
             html += f'<figure class="drawn">{images}<figcaption aria-hidden="true">{caption}</figcaption></figure>\n'
         shown[page] = raw(html)

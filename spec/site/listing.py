@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,14 @@ def moved_lines(root: Path, record: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@cache
+def highlighted(name: str, text: str) -> list[str]:
+    """HTML of a file's lines. A file is shown whole, and its functions once more in their chapters."""
+    lexer = lexer_of(Path(name))
+    lexer.stripnl = lexer.ensurenl = False
+    return highlight(text, lexer, FORMATTER).split("\n")
+
+
 def lexer_of(file: Path) -> Any:
     try:
         return PythonLexer() if file.suffix == ".py" else get_lexer_for_filename(file.name)
@@ -102,9 +110,7 @@ def lexer_of(file: Path) -> Any:
 
 def listing(root: Path, file: Path, witness: Witness, first: int = 1, last: int | None = None) -> str:
     """HTML of a file's lines first to last, counted from 1."""
-    lexer = lexer_of(file)
-    lexer.stripnl = lexer.ensurenl = False
-    lines = highlight((root / file).read_text(), lexer, FORMATTER).split("\n")
+    lines = highlighted(file.name, (root / file).read_text())
     last = last or len(lines) - (not lines[-1])
     rows = [row(file, number, lines[number - 1], witness) for number in range(first, last + 1)]
     return f'<div class="listing highlight">\n{chr(10).join(rows)}\n</div>'

@@ -52,15 +52,19 @@ def panels(rows: int = 1, columns: int = 1, height: float = 3.0, **options: Any)
     return figure, figure.subplots(rows, columns, **options)
 
 
-def svg(figure: Figure, mode: str | None = None) -> str:
-    """The figure as an SVG file, the same bytes each time, in the colours of a "light" or "dark" page or for both."""
+def svg(figure: Figure) -> str:
+    """The figure as an SVG file, the same bytes each time, in colours that can be read on any page."""
     written = io.StringIO()
     with matplotlib.rc_context(LOOK):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    result = written.getvalue()
-    for colour, seen in MODES.get(mode or "", {}).items():
-        result = result.replace(colour, seen)
-    return result
+    return written.getvalue()
+
+
+def coloured(drawn: str, mode: str) -> str:
+    """An SVG file of ours in the colours of a "light" or "dark" page."""
+    for colour, seen in MODES[mode].items():
+        drawn = drawn.replace(colour, seen)
+    return drawn
 
 
 def label(axes: Any, x: float, y: float, words: str, colour: str = INK, side: str = "right") -> None:

@@ -3,11 +3,13 @@
 import logging
 import shutil
 import tempfile
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, embedded, example
+from support import missing
 
 import refembed
 from refembed.adapters import ray_data
@@ -27,6 +29,8 @@ def rows(kind: pa.DataType = KINDS[0]) -> pa.Table:
 @pytest.fixture(scope="module")
 def engine():
     """Ray with the least it can have, in a folder that goes with it."""
+    if find_spec("ray") is None:
+        missing("ray", "pip install -c constraints.txt -e '.[ray]'")
     import ray.data
 
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a socket's path must be short
@@ -64,6 +68,7 @@ def test_a_job_on_ray(engine, tmp_path):
         check(found.drop_columns("text").to_pylist(), expected)
 
 
+@pytest.mark.long  # Ray starts, half a minute
 def test_the_example_runs(engine, capsys):
     """Wrong if the example of the module and of spec/running.md does not run as written (on the twin in place of
     EmbeddingGemma).

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,13 @@ from distributed_rows import FAULTY, HOW, TEXTS, TITLES, TWIN, alone, check, emb
 from support import missing
 
 import refembed
+
+if find_spec("pyspark") is None:
+    missing("spark", "pip install -c constraints.txt -e '.[spark]'")
 from refembed.adapters import spark
 from refembed.adapters.spark import embed, embedding_udf
 
-pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")]
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,7 @@ class Here:
         return ended
 
 
+@pytest.mark.long
 def test_a_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong if the runs the page is made of would not run, or what has ended would be trained again.
 

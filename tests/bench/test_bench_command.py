@@ -375,6 +375,7 @@ def sitting(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return done, {row["name"]: row for row in found.pop("subjects")} | found, folder
 
 
+@pytest.mark.long
 def test_everything_is_measured(sitting) -> None:
     """Wrong if a figure is missing, impossible, or not in the table."""
     done, found, _ = sitting
@@ -393,6 +394,7 @@ def test_everything_is_measured(sitting) -> None:
     assert found["workload"]["documents"]["texts"] == 6
 
 
+@pytest.mark.long
 def test_peers_vectors_are_right(sitting) -> None:
     """Wrong if an adapter forgets the mask, the mean or a dense matrix, or mixes up the order of texts."""
     found = sitting[1]
@@ -402,6 +404,7 @@ def test_peers_vectors_are_right(sitting) -> None:
     assert found["llama.cpp m.gguf"]["cosine_least"] is None
 
 
+@pytest.mark.long
 def test_failing_peer_sinks_no_other(sitting) -> None:
     """Wrong if a peer that breaks goes unnoticed, gives no reason, or takes the rest with it."""
     done, found, _ = sitting
@@ -414,6 +417,7 @@ def test_failing_peer_sinks_no_other(sitting) -> None:
     ]
 
 
+@pytest.mark.long
 def test_llama_bench_figures(sitting) -> None:
     """Wrong if llama-bench's nanoseconds become other figures, or nobody says that it does not tokenise."""
     done, found, _ = sitting
@@ -426,6 +430,7 @@ def test_llama_bench_figures(sitting) -> None:
     assert "tokenising left out" in done.stdout
 
 
+@pytest.mark.long
 def test_memory_is_the_subjects_own(sitting) -> None:
     """Wrong if a subject's peak holds what another one needed: one has 150 MiB more than the other."""
     found = sitting[1]
@@ -434,6 +439,7 @@ def test_memory_is_the_subjects_own(sitting) -> None:
     assert 20 < light < 200
 
 
+@pytest.mark.long
 def test_first_time_starts_with_an_empty_cache(sitting) -> None:
     """Wrong if "first time" finds compiled code, or every start is a first one; or threads are not the number asked."""
     _, found, folder = sitting
@@ -445,6 +451,7 @@ def test_first_time_starts_with_an_empty_cache(sitting) -> None:
     assert {threads for *_, threads in starts} == {str(found["threads"])}
 
 
+@pytest.mark.long
 def test_curve_and_stream_are_measured(sitting) -> None:
     """Wrong if lengths beyond the context are timed, texts are lost in the stream, or the verdicts are not printed."""
     done, found, _ = sitting

@@ -34,7 +34,7 @@ def cuts_of(card: str) -> dict[int, dict[str, float]]:
     return {int(cut): dict(zip(names, column, strict=True)) for cut, column in zip(cuts, columns, strict=True)}
 
 
-LONG = ("Banking77", "Cranfield")  # half a minute or more
+LONG = ("Banking77", "Cranfield", "XQuAD-R en")  # half a minute or more
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in LEAST])

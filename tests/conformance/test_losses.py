@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from loss_mutants import cases
+from support import sampled
 from torch_losses import WRONG, TorchPort
 
 from refembed.cli import main
@@ -122,7 +123,7 @@ def test_every_mistake_has_a_wrong_port() -> None:
     assert len(WRONG) == len(TABLE) >= 40
 
 
-@pytest.mark.parametrize("id", WRONG)
+@pytest.mark.parametrize("id", sampled(WRONG))
 def test_the_mistake_of_a_port_is_named(id: str) -> None:
     """Wrong if a port in PyTorch with this mistake conforms, or its mistake is taken for another or not known."""
     report = verify_losses(GOLDEN, TorchPort(**WRONG[id]))

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("witnessed.py")
 # The functions whose witness is asked here; all others have theirs held by the tests that witnessed.py names.
 FEWEST = 20
@@ -23,6 +25,7 @@ def false_witnesses(found: list[dict[str, Any]]) -> list[str]:
     return [one["function"] for one in found if not one["sound"] or 4 * len(one["unseen"]) > one["tried"]]
 
 
+@pytest.mark.long
 def test_every_witness_fails_when_its_function_changes() -> None:
     """Wrong if a docstring names a case or a test that does not see its function."""
     found = answers()
@@ -31,6 +34,7 @@ def test_every_witness_fails_when_its_function_changes() -> None:
     assert false_witnesses(found) == [], json.dumps(found, indent=1)
 
 
+@pytest.mark.long
 def test_planted_false_witnesses_are_noticed() -> None:
     """Wrong if a docstring could name a case or a test that passes whatever its function does."""
     planted = {
@@ -44,6 +48,7 @@ def test_planted_false_witnesses_are_noticed() -> None:
     assert [bool(false_witnesses([one])) for one in found] == list(planted.values())
 
 
+@pytest.mark.long
 def test_a_witness_that_does_not_run_is_no_witness() -> None:
     """Wrong if a test that is not there counted as one that fails."""
     done = subprocess.run([sys.executable, SCRIPT, f"{MASK}::test_nothing"], capture_output=True, text=True)

@@ -121,21 +121,18 @@ def test_evaluate_is_mteb(model, tmp_path: Path, make, choice: Choice, theirs) -
 
 REAL = [
     ("stsb_multi_mt", Choice(languages=["en"]), lambda encoder, folder: sts(encoder, folder, "en")),
-    pytest.param(
-        *("sick", Choice(split="all"), lambda encoder, folder: sts(encoder, folder, "", "all", "SICK-R")),
-        marks=pytest.mark.long,
-    ),
-    pytest.param("banking77", Choice(), classification, marks=pytest.mark.long),
+    ("sick", Choice(split="all"), lambda encoder, folder: sts(encoder, folder, "", "all", "SICK-R")),
+    ("banking77", Choice(), classification),
     ("tatoeba", Choice(languages=["fra"]), lambda encoder, folder: bitext(encoder, folder, "fra")),
-    pytest.param(
+    (
         "xquad_r",
         Choice(languages=["de"], collection="paragraphs"),
         lambda encoder, folder: retrieval(encoder, folder, "XQuADRetrieval", "de", "paragraphs"),
-        marks=pytest.mark.long,
     ),
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "choice", "theirs"), REAL)
 def test_evaluate_is_mteb_on_real_data(data: Path, name: str, choice: Choice, theirs) -> None:
     """Wrong if real texts (long ones, equal ones, of many languages) are scored otherwise than by mteb's task."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 from compiled_port import CHECKPOINT, SOURCE, STRICT, compile_port
 from safetensors.numpy import load_file
+from support import sampled
 from tokenizers import Tokenizer
 
 import refembed
@@ -156,7 +157,7 @@ def test_c_port_changes_its_mistake(port: Path) -> None:
     assert len({json.dumps(answer) for answer in answers}) == len(pairs)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", sampled(MISTAKES, 4))
 def test_mistake_of_c_port_is_named(port: Path, suite: Suite, mistake: str) -> None:
     """Wrong if the diagnosis knows mistakes in the reference only, not the same ones in other code."""
     report = verify_mistake(port, suite, mistake, levels=("tokens", "vectors", "prompts", "laws"))
@@ -164,7 +165,7 @@ def test_mistake_of_c_port_is_named(port: Path, suite: Suite, mistake: str) -> N
     assert [explanation.defect.id for explanation in report.explanations][:1] == [mistake]
 
 
-@pytest.mark.parametrize("mistake", FIRST_STAGES)
+@pytest.mark.parametrize("mistake", sampled(FIRST_STAGES))
 def test_first_wrong_stage_of_c_port_is_found(port: Path, suite: Suite, mistake: str) -> None:
     """Wrong if a report sends the port's author to another line than the wrong one."""
     whole = [case.id for case in suite.cases if "layer.00.attention.scores" in case.stages]
@@ -173,7 +174,7 @@ def test_first_wrong_stage_of_c_port_is_found(port: Path, suite: Suite, mistake:
     assert report.first_wrong_stage[0] == FIRST_STAGES[mistake]
 
 
-@pytest.mark.parametrize("control", UNALTERED)
+@pytest.mark.parametrize("control", sampled(UNALTERED))
 def test_change_of_c_port_that_alters_nothing_conforms(port: Path, suite: Suite, control: str) -> None:
     """Wrong if code that is written otherwise and computes the same is accused."""
     report = verify_mistake(port, suite, control, levels=JUDGED)
@@ -181,7 +182,7 @@ def test_change_of_c_port_that_alters_nothing_conforms(port: Path, suite: Suite,
     assert not report.explanations
 
 
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", sampled(OTHERS))
 def test_mistake_of_c_port_that_no_catalogue_has_is_unknown(port: Path, suite: Suite, other: str) -> None:
     """Wrong if the diagnosis gives a name to what it does not know."""
     report = verify_mistake(port, suite, other, levels=JUDGED)
@@ -262,6 +263,7 @@ def test_c_port_refuses_a_damaged_checkpoint(port: Path, tmp_path: Path, name: s
 # the shims
 
 
+@pytest.mark.long
 def test_sentence_transformers_conforms(tmp_path: Path) -> None:
     """Wrong if a right port in everyday use is accused, or its stages have other names than spec/tensors.md says."""
     shim = HERE / "sentence_transformers_shim.py"

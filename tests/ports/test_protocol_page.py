@@ -73,6 +73,7 @@ def desk(tmp_path: Path) -> dict[str, Any]:
     return {"cwd": tmp_path, "env": os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}}
 
 
+@pytest.mark.long
 def test_the_commands_print_what_stands_below_them(desk: dict[str, Any], twin: Path) -> None:
     """Wrong if somebody who follows the page sees something else; twin: skipped where there is no compiler."""
     for command, expected in commands():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import sampled
 
 from refembed.conformance.defects import CONTROLS, DEFECTS
 from refembed.conformance.port import CommandPort, PortError
@@ -76,7 +77,7 @@ def test_right_port_conforms(port: CommandPort, suite: Suite) -> None:
     assert report.used()[0] <= 0.5
 
 
-@pytest.mark.parametrize("mistake", SAMPLE)
+@pytest.mark.parametrize("mistake", sampled(SAMPLE, 8))
 def test_mistake_is_named_first(port: CommandPort, suite: Suite, mistake: str) -> None:
     """Wrong if the diagnosis knows a mistake in the reference's code only."""
     report = with_mistake(port, suite, mistake)
@@ -84,6 +85,7 @@ def test_mistake_is_named_first(port: CommandPort, suite: Suite, mistake: str) -
     assert named(report)[:1] == [mistake]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mistake", ["layers-swapped", "order-by-length", "accents-lost"])
 def test_other_mistake_is_unknown(port: CommandPort, suite: Suite, mistake: str) -> None:
     """Wrong if a mistake that the catalogue does not know passes, or is taken for one that it knows."""
@@ -92,6 +94,7 @@ def test_other_mistake_is_unknown(port: CommandPort, suite: Suite, mistake: str)
     assert named(report) == []
 
 
+@pytest.mark.long
 def test_two_mistakes_are_one_of_the_two_or_unknown(port: CommandPort, suite: Suite) -> None:
     """Wrong if only one of two is made, or both are taken for a third."""
     report = with_mistake(port, suite, "causal+eos-missing")
@@ -99,11 +102,13 @@ def test_two_mistakes_are_one_of_the_two_or_unknown(port: CommandPort, suite: Su
     assert named(report) == []
 
 
+@pytest.mark.long
 def test_control_conforms(port: CommandPort, suite: Suite) -> None:
     """Wrong if a port is accused of a change that alters nothing."""
     assert with_mistake(port, suite, "dense-before-mean").conforms
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_mistake(port: CommandPort, suite: Suite, said: Any) -> None:
     """Wrong if a mistake outlasts its turn, so that the next one is made together with it."""
     case = next(case for case in suite.cases if case.id == "batch-wide-gap")
@@ -123,6 +128,7 @@ def test_unknown_mistake_is_refused(port: CommandPort) -> None:
         port.call({"call": "start", "protocol": 1, "defect": "causl"})
 
 
+@pytest.mark.long
 def test_lists_are_the_catalogues(said: Any) -> None:
     """Wrong if an id moved on, a mistake of the catalogue is missing, or one outside it stands in it."""
     listed, _ = said
@@ -133,6 +139,7 @@ def test_lists_are_the_catalogues(said: Any) -> None:
     assert len(listed["others"]) >= 12
 
 
+@pytest.mark.long
 def test_nothing_comes_from_refembed(said: Any) -> None:
     """Wrong if the port shares code with what judges it."""
     _, modules = said

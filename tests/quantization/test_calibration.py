@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file, save_file
-from support import SMALL, checkpoint_of, texts_of, write_checkpoint
+from support import SMALL, checkpoint_of, sampled, texts_of, write_checkpoint
 from test_quantize_folder import WIDE
 
 import refembed
@@ -140,7 +140,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sampled(FORMS))
 def test_calibrated_folder(form: str, folder: Path, texts: Path, tmp_path: Path) -> None:
     """Wrong if calibrating gives vectors no nearer the float model's than rounding, or another folder every time."""
     command = ["quantize", str(folder), "--format", form]
@@ -174,11 +174,13 @@ def changed(folder: Path, out: Path, name: str, change: Callable[[np.ndarray], N
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize(
     "name",
-    [
-        "embed_tokens.weight",
-        *(f"layers.0.self_attn.{one}_proj.weight" for one in "qkvo"),
-        *(f"layers.1.mlp.{one}_proj.weight" for one in ("gate", "up", "down")),
-    ],
+    sampled(
+        [
+            "embed_tokens.weight",
+            *(f"layers.0.self_attn.{one}_proj.weight" for one in "qkvo"),
+            *(f"layers.1.mlp.{one}_proj.weight" for one in ("gate", "up", "down")),
+        ]
+    ),
 )
 def test_a_matrix_of_zeros(name: str, folder: Path, texts: Path, tmp_path: Path) -> None:
     """Wrong if inputs or outputs that are always zero are divided by, or a finite matrix is said to be none."""

@@ -84,7 +84,7 @@ def test_colours_stand_out(mode):
     ground = {"light": "#ffffff", "dark": "#131416"}[mode]
     assert min(contrast(colour, ground) for colour in look.MODES[mode].values()) >= 4.5
     assert min(contrast(colour, ground) for colour in look.MODES[mode]) >= 3
-    drawn = look.svg(model.fig_windows(), mode)
+    drawn = look.coloured(look.svg(model.fig_windows()), mode)
     assert look.MODES[mode][look.INK] in drawn
     assert look.INK not in drawn
 

@@ -430,6 +430,7 @@ def test_what_is_left_out_is_not_trained(without):
     assert sum(np.sum(one * way) for one, way in zip(gradient, along, strict=True)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.long
 def test_the_tiny_model_learns(capsys):
     """Wrong if training does not lower the loss, or held-out queries do not find their documents better than before."""
     before, after = train_tiny.run(train_tiny.Settings(steps=50), every=49)

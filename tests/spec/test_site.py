@@ -258,7 +258,7 @@ def pages_of(site: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("width", "mode"), [MODES[0], MODES[3], *(pytest.param(*one, marks=pytest.mark.long) for one in MODES[1:3])]
+    ("width", "mode"), [MODES[0], *(pytest.param(*one, marks=pytest.mark.long) for one in MODES[1:])]
 )
 def test_pages_in_a_browser(width, mode, page, site):
     """Wrong if a page has an error in its console, a fault that axe finds, or does not fit the screen's width."""

@@ -225,6 +225,7 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
         Adapt(replace(adapt_settings(place), model=Model(tmp_path / "gemma")))
 
 
+@pytest.mark.long
 def test_real_text_is_learned(data: Path, tmp_path: Path) -> None:
     """Wrong if either stage learns nothing from real text: held-out losses fall, from a fresh decoder to an encoder
     that refembed opens, by the same tables that a TOML file has.

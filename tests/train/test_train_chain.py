@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refembed_torch.train import loop
 from refembed_torch.train.recipe import run_recipe
 from refembed_torch.train.state import digest
 
@@ -63,8 +64,10 @@ def check(out: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_the_chain(data: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_the_chain(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, the recipe that the specification shows would not run from its first stage to its last."""
+    monkeypatch.setattr(loop.plot, "curves", lambda *_: None)  # take longer than the training
     recipe = shortened(data, tmp_path)
     results = run_recipe(recipe, tmp_path / "recipe.toml")
     assert [result["stage"] for result in results] == [stage["stage"] for stage in recipe["stage"]]

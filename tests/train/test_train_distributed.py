@@ -19,6 +19,7 @@ from support import SMALL, write_checkpoint
 from train_support import as_toml, write_rows
 
 NARROW = replace(SMALL, dimensions=24)  # a teacher whose vectors the student's have to be mapped to
+pytestmark = pytest.mark.long
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 

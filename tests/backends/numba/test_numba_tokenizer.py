@@ -300,6 +300,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch) -> None:
     assert ids_of(compiled, WORST) == ids_of(library, WORST)
 
 
+@pytest.mark.long
 def test_many_processes_at_once(cache: Path) -> None:
     """Wrong if processes that start together trip over each other's files, or leave half a folder."""
     code = (

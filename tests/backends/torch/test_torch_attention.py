@@ -20,7 +20,7 @@ from refembed_torch.encoder import TorchEncoder
 from refembed_torch.packing import pack
 from refembed_torch.precision import exact_products, using_threads
 from refembed_torch.products import dense, multiply, onednn, product
-from support import SMALL, checkpoint_of, texts_of
+from support import SMALL, checkpoint_of, sampled, texts_of
 from torch.nn.attention import flex_attention as flex_library
 
 from refembed.reference import FULL, SLIDING, Config
@@ -184,7 +184,7 @@ class Elsewhere:
 RELEASED = replace(Config(), layer_kinds=(FULL, SLIDING))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", sampled([torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("config", [SMALL, RELEASED], ids=["small", "released"])
 def test_a_window_of_one_key_too_many_is_noticed(
     monkeypatch: pytest.MonkeyPatch, config: Config, dtype: torch.dtype
