@@ -199,4 +199,4 @@ def missing(what: str, how: str) -> None:
     assert what in WANTS
     if what in REQUIRED:
         pytest.fail(f"REFEMBED_REQUIRE={what}, and there is none: {how}", pytrace=False)
-    pytest.skip(f"no {what}: {how}", allow_module_level=True)
+    pytest.skip(f"no {what}: {how}")

@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -484,8 +485,8 @@ def test_tables_stand_for_the_pictures(page, file) -> None:
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
-        (390, "light"),
-        pytest.param(1280, "dark", marks=pytest.mark.long),
+        (1280, "dark"),
+        pytest.param(390, "light", marks=pytest.mark.long),
         pytest.param(390, "dark", marks=pytest.mark.long),
         pytest.param(1280, "light", marks=pytest.mark.long),
     ],
@@ -591,9 +592,12 @@ def test_2048_tokens_do_not_freeze_the_page(page, long_file) -> None:
         found = client.send("Performance.getMetrics")["metrics"]
         return next(one["value"] for one in found if one["name"] == "TaskDuration")
 
-    before = spent()
-    page.evaluate(PLAIN_WORDS)
-    unit = spent() - before
+    units = []
+    for _ in range(3):
+        before = spent()
+        page.evaluate(PLAIN_WORDS)
+        units.append(spent() - before)
+    unit = median(units)
     before = spent()
     open_page(page, long_file)
     assert unit < spent() - before < LOAD * unit

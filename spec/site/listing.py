@@ -94,11 +94,11 @@ def moved_lines(root: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 @cache
-def highlighted(name: str, text: str) -> list[str]:
+def highlighted(name: str, text: str) -> tuple[str, ...]:
     """HTML of a file's lines. A file is shown whole, and its functions once more in their chapters."""
     lexer = lexer_of(Path(name))
     lexer.stripnl = lexer.ensurenl = False
-    return highlight(text, lexer, FORMATTER).split("\n")
+    return tuple(highlight(text, lexer, FORMATTER).split("\n"))
 
 
 def lexer_of(file: Path) -> Any:

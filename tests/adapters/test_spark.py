@@ -12,12 +12,18 @@ from support import missing
 
 import refembed
 
-if find_spec("pyspark") is None:
-    missing("spark", "pip install -c constraints.txt -e '.[spark]'")
-from refembed.adapters import spark
-from refembed.adapters.spark import embed, embedding_udf
+if find_spec("pyspark"):
+    from refembed.adapters import spark
+    from refembed.adapters.spark import embed, embedding_udf
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def package() -> None:
+    """Spark's own, which is installed for pytest -m long alone."""
+    if not find_spec("pyspark"):
+        missing("spark", "pip install -c constraints.txt -e '.[spark]'")
 
 
 @pytest.fixture(scope="module")

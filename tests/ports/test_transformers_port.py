@@ -1,5 +1,5 @@
 """transformers conforms, and the mistakes put into it from outside are named by the diagnosis. All of them:
-the confusion matrix; here a few of every family, in one process.
+the confusion matrix; here a few of every family, in one process, all but one of them with pytest -m long.
 """
 
 import json

@@ -140,7 +140,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("form", sampled(FORMS))
+@pytest.mark.parametrize("form", sampled(sorted(FORMS)))
 def test_calibrated_folder(form: str, folder: Path, texts: Path, tmp_path: Path) -> None:
     """Wrong if calibrating gives vectors no nearer the float model's than rounding, or another folder every time."""
     command = ["quantize", str(folder), "--format", form]

@@ -210,7 +210,7 @@ def planted(claim: Claim, start: int, end: int, text: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("file", sampled(path.name for path in sorted(FOLDER.glob("*.py"))))
+@pytest.mark.parametrize("file", sampled((path.name for path in sorted(FOLDER.glob("[a-z]*.py"))), 4))
 def test_every_planted_wrong_shape_is_noticed(file: str) -> None:
     """If this failed, some shape comment could be wrong and pass.
 

@@ -1,4 +1,4 @@
-"""The whole recipe from one command: shortened here, and as it stands with pytest -m long."""
+"""The whole recipe from one command: shortened, and as it stands; both with pytest -m long."""
 
 import gzip
 import json
