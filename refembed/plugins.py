@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def plugins(group: str) -> "EntryPoints":
     """The entry points of a group, such as "refembed.backends", none of them imported yet."""
-    return in_group(group, tuple(map(state, sys.path)))
+    found: EntryPoints = installed(tuple(map(state, sys.path))).select(group=group)
+    return found
 
 
 def state(folder: str) -> Hashable:
@@ -21,12 +22,6 @@ def state(folder: str) -> Hashable:
     with suppress(OSError):
         return os.path.abspath(folder), os.stat(folder or ".").st_mtime_ns
     return folder
-
-
-@lru_cache(maxsize=8)  # a look at every entry point of every package
-def in_group(group: str, path: tuple[Hashable, ...]) -> "EntryPoints":
-    found: EntryPoints = installed(path).select(group=group)
-    return found
 
 
 @lru_cache(maxsize=1)  # a look at every package, and a command asks for four groups or five

@@ -27,7 +27,7 @@ from support import SMALL, random_parameters, write_checkpoint
 import refembed
 from refembed import numpy_backend
 from refembed.cli import main
-from refembed.plugins import in_group, installed
+from refembed.plugins import installed
 
 SCRIPT = str(Path(sys.executable).with_name("refembed"))
 TEXTS = ["the end", "in the air", "", "Ünïcode ✓ \u2028 line", "the end", 'quo"te\\ \t']
@@ -943,13 +943,11 @@ def test_packages_are_looked_through_once(run: Run, use, here, monkeypatch) -> N
     looked: list[object] = []
     monkeypatch.setattr("importlib.metadata.entry_points", lambda *_, **__: looked.append(here) or found)
     found = entry_points()
-    for kept in (installed, in_group):
-        kept.cache_clear()
+    installed.cache_clear()
     (here / "in.jsonl").write_text('{"text": "a"}\n')
     assert run("embed", "-i", "in.jsonl", *use)[0] == 0
     assert len(looked) == 1
-    for kept in (installed, in_group):
-        kept.cache_clear()
+    installed.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------ the whole thing
